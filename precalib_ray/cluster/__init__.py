@@ -1,0 +1,1 @@
+"""Ray: sessions, trainers and what their workers run."""

@@ -1,0 +1,1 @@
+"""Everything that a YAML may say, checked before Ray starts."""

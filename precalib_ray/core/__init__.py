@@ -1,0 +1,1 @@
+"""Noise, labels, stream, models, probes, engine, checkpoint: PyTorch without Ray or MLflow."""

@@ -1,0 +1,160 @@
+"""The checkpoint directory.
+
+``model.safetensors`` (weights), ``model.json`` (how to build the model, what its inputs are, and
+with which versions it was made), ``trainer_state.pt`` (optimizer and progress, read with
+``weights_only=True``) and ``metrics.json``. Written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from precalib_ray.core import models
+from precalib_ray.errors import CheckpointError
+from precalib_ray.version import __version__
+
+MODEL_FILE, SPEC_FILE = "model.safetensors", "model.json"
+STATE_FILE, METRICS_FILE = "trainer_state.pt", "metrics.json"
+
+
+def save(
+    directory: Path | str,
+    *,
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    normalization: Mapping[str, Any] | None = None,
+    trainer_state: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint; what was at ``directory`` is replaced only by a complete one.
+
+    Args:
+        directory: where; its parent is made if need be.
+        model: its weights are written without the wrapper of a distributed or compiled model.
+        spec: as ``models.build`` takes it.
+        metrics: plain data.
+        normalization: mean and std per channel that inputs in [0, 1] are standardized with; None
+            for a model that has seen no data: standardize with those of your own.
+        trainer_state: tensors and plain data, needed to go on with training.
+    """
+    directory = Path(directory).absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        safetensors.torch.save_model(model, str(written / MODEL_FILE))
+        description = {
+            "format": 1,
+            "model": dict(spec),
+            "normalization": dict(normalization) if normalization else None,
+            "versions": {"precalib_ray": __version__, "torch": torch.__version__},
+        }
+        (written / SPEC_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        (written / METRICS_FILE).write_text(json.dumps(dict(metrics), indent=2) + "\n")
+        if trainer_state is not None:
+            torch.save(dict(trainer_state), written / STATE_FILE)
+        written.chmod(0o755)
+        if directory.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            os.replace(directory, old)
+            try:
+                os.replace(written, directory)
+            except BaseException:
+                os.replace(old, directory)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.replace(written, directory)
+    except BaseException:
+        shutil.rmtree(written, ignore_errors=True)
+        raise
+    return directory
+
+
+def read_description(directory: Path | str) -> dict[str, Any]:
+    """``model.json``; raises CheckpointError if it is absent or not one of ours."""
+    description = _read_json(Path(directory) / SPEC_FILE)
+    spec = description.get("model")
+    keys = ("kind", "num_classes", "input_shape")
+    if not isinstance(spec, dict) or any(key not in spec for key in keys):
+        raise CheckpointError(f"{Path(directory) / SPEC_FILE}: not written by precalib_ray")
+    return description
+
+
+def read_metrics(directory: Path | str) -> dict[str, Any]:
+    """``metrics.json``; raises CheckpointError if it is absent or truncated."""
+    return _read_json(Path(directory) / METRICS_FILE)
+
+
+def load_model(directory: Path | str, *, trust_code: bool = False) -> nn.Module:
+    """The model of a checkpoint, on the CPU, in train mode.
+
+    Args:
+        directory: a checkpoint directory.
+        trust_code: import and run the function that a ``module:function`` model names.
+
+    Raises:
+        CheckpointError: a file is absent, truncated or foreign, or code is not trusted.
+    """
+    directory = Path(directory)
+    spec = read_description(directory)["model"]
+    if spec["kind"] not in ("mlp", "torchvision", "timm") and not trust_code:
+        raise CheckpointError(
+            f"{directory / SPEC_FILE}: the model is made by code, {spec.get('name')!r}, which is "
+            "run only with trust_code=True"
+        )
+    try:
+        model = models.build(spec)
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        raise CheckpointError(f"{directory / SPEC_FILE}: cannot be built: {error}") from error
+    load_weights(directory, model)
+    return model.train()
+
+
+def load_weights(directory: Path | str, model: nn.Module) -> None:
+    """Fill a model from ``model.safetensors``; raises CheckpointError if the file does not fit."""
+    file = Path(directory) / MODEL_FILE
+    try:
+        safetensors.torch.load_model(model, str(file))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: there is no such file") from None
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file}: truncated, or of another model: {reason[:300]}") from error
+
+
+def load_trainer_state(directory: Path | str) -> dict[str, Any]:
+    """``trainer_state.pt``; raises CheckpointError if it is absent, truncated or holds code."""
+    file = Path(directory) / STATE_FILE
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: there is no such file") from None
+    except Exception as error:  # zip, pickle and torch errors alike: the file is not to be used
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file}: truncated, or not ours: {reason[:200]}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: not written by precalib_ray")
+    return state
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: there is no such file") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file}: truncated, or not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: not written by precalib_ray")
+    return content

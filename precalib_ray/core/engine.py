@@ -1,0 +1,421 @@
+"""The training step of both phases, and the loop around it.
+
+Everything that decides what happens (batches, evaluations, checkpoints, stops) is a function of the
+step, so that an interrupted run that goes on from a checkpoint ends with the same bits. The only
+exception is a limit in seconds, which rank 0 decides for all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from precalib_ray.core import models
+from precalib_ray.core.seeding import DROPOUT, mix
+from precalib_ray.errors import DivergedError
+
+SOFT_LOSSES = frozenset({"cross_entropy", "kl_div"})
+"""Losses that take probabilities (B, K)."""
+
+ID_LOSSES = frozenset({"cross_entropy", "focal"})
+"""Losses that take class ids (B,)."""
+
+CHECK_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps between looks at the losses, by device: on a GPU a look waits for the device."""
+
+
+def loss_sum(spec: Mapping[str, Any], logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss summed over the batch, from logits (B, K) and ids (B,) or probabilities (B, K).
+
+    ``cross_entropy`` (with ``label_smoothing``); ``kl_div``, the divergence of the prediction from
+    soft targets; ``focal`` with ``gamma`` (Lin et al., 2017).
+    """
+    logits = logits.float()
+    if spec["kind"] == "kl_div":
+        return F.kl_div(logits.log_softmax(-1), targets, reduction="sum")
+    if spec["kind"] == "focal":
+        log_p = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        return ((1 - log_p.exp()).pow(spec["gamma"]) * -log_p).sum()
+    smoothing = float(spec.get("label_smoothing", 0.0))
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+
+
+def learning_rate(
+    schedule: Mapping[str, Any], base: float, step: int, num_steps: int | None
+) -> float:
+    """The learning rate of a step (from 0): linear warm-up, then ``constant``, ``linear`` or
+    ``cosine`` decay to 0 at ``num_steps``, which only ``constant`` can do without.
+    """
+    warmup = int(schedule.get("warmup_steps", 0))
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if schedule["kind"] == "constant":
+        return base
+    assert num_steps is not None, "a decaying schedule needs its end"
+    share = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    return base * (
+        (1 - share) if schedule["kind"] == "linear" else (1 + math.cos(math.pi * share)) / 2
+    )
+
+
+def build_optimizer(
+    spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """``sgd``, ``adam`` or ``adamw``, fused."""
+    common = {"lr": spec["lr"], "weight_decay": spec.get("weight_decay", 0.0), "fused": True}
+    if spec["kind"] == "sgd":
+        momentum, nesterov = spec.get("momentum", 0.0), spec.get("nesterov", False)
+        return torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov, **common)
+    optimizer = torch.optim.Adam if spec["kind"] == "adam" else torch.optim.AdamW
+    return optimizer(parameters, betas=tuple(spec.get("betas", (0.9, 0.999))), **common)
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of the processes that train together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class Engine:
+    """A model, its optimizer and how a step is computed.
+
+    With an initialized process group of several ranks the model is wrapped for distributed data
+    parallel training; ``model`` stays the module itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        optimizer: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        num_steps: int | None,
+        seed: int,
+        trainable: str | Sequence[str] = "all",
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compile_model: bool = False,
+        clip_norm: float | None = None,
+        sync_batch_norm: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``num_steps`` is where the schedule ends; ``precision`` is fp32, or bf16 for autocast."""
+        self.device = torch.device(device)
+        self.rank, self.world_size = world()
+        if sync_batch_norm and self.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = model.to(self.device)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        models.select_trainable(model, num_classes, trainable)
+        self.model = model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(optimizer, self.parameters)
+        self._forward: Callable[[Tensor], Tensor] = model
+        if self.world_size > 1:
+            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(model, device_ids=ids)
+        if compile_model:
+            self._forward = torch.compile(self._forward)
+        self._loss, self._schedule = dict(loss), dict(schedule)
+        self._base_rate, self._num_steps = float(optimizer["lr"]), num_steps
+        self._seed, self._clip_norm = seed, clip_norm
+        self._bf16, self._channels_last = precision == "bf16", channels_last
+
+    @classmethod
+    def of_job(
+        cls,
+        model: nn.Module,
+        config: Mapping[str, Any],
+        *,
+        num_classes: int,
+        num_steps: int | None,
+        device: torch.device | str,
+    ) -> Engine:
+        """The engine that the resolved config of a job, of either phase, asks for."""
+        compute = config["compute"]
+        return cls(
+            model,
+            num_classes=num_classes,
+            optimizer=config["optimizer"],
+            loss=config["loss"],
+            schedule=config["schedule"],
+            num_steps=num_steps,
+            seed=config["seed"],
+            trainable=config["trainable"],
+            precision=compute["precision"],
+            channels_last=compute["channels_last"],
+            compile_model=compute["compile"],
+            clip_norm=compute["clip_norm"],
+            sync_batch_norm=compute["sync_batch_norm"],
+            device=device,
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(self._schedule, self._base_rate, step, self._num_steps)
+
+    def step(self, step: int, inputs: Tensor, targets: Tensor, *, batch_size: int) -> Tensor:
+        """One step on this rank's part of a global batch of ``batch_size`` samples.
+
+        Returns:
+            This rank's part of the batch's mean loss, (), on the device: the parts sum to the mean.
+        """
+        # Dropout draws from the global generators; seeded by the step, they are no state to save.
+        seed = mix(self._seed, DROPOUT, step, self.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        inputs = inputs.to(self.device, non_blocking=True)
+        if self._channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            logits = self._forward(inputs)
+        loss = loss_sum(self._loss, logits, targets.to(self.device, non_blocking=True))
+        loss = loss / batch_size
+        # Gradients are averaged over ranks, whose parts may differ in size: scale to a sum.
+        (loss * self.world_size if self.world_size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self._clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that must be saved besides weights and optimizer."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    """Spent in training steps."""
+    evaluation_seconds: float = 0.0
+    evaluation_forwards: int = 0
+    """Samples pushed through the model by evaluations: for a cost, three are one trained on."""
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    """Sum and number of the losses since the last evaluation."""
+    hits: int = 0
+    """Evaluations in a row at or below the deviation to reach."""
+    last_good: str = ""
+    """The checkpoint written last."""
+    stop_reason: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """What evaluations returned, each with its step."""
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean training loss since the last evaluation, if there was a step."""
+        return self.loss_sum / self.loss_steps if self.loss_steps else None
+
+    @property
+    def evaluation_share(self) -> float:
+        """Seconds of evaluation by seconds of training."""
+        return self.evaluation_seconds / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a run, whichever comes first; None is no limit."""
+
+    steps: int | None = None
+    samples: int | None = None
+    seconds: float | None = None
+    until_deviation: float | None = None
+    patience: int = 1
+    """Evaluations in a row that must reach ``until_deviation``."""
+
+    def num_steps(self, batch_size: int) -> int | None:
+        """The last step that the limits in steps and samples allow."""
+        ends = [self.steps, None if self.samples is None else -(-self.samples // batch_size)]
+        return min((end for end in ends if end is not None), default=None)
+
+
+def run(
+    engine: Engine,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    batch_size: int,
+    limits: Limits,
+    progress: Progress | None = None,
+    evaluate: Callable[[Progress], dict[str, Any]] | None = None,
+    evaluate_at: Callable[[Progress], bool] = lambda progress: False,
+    save: Callable[[Progress], str] | None = None,
+    save_every: int | None = None,
+    on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+    report_every_s: float = 0.25,
+) -> Progress:
+    """Train until a limit is reached.
+
+    Args:
+        engine: the step.
+        batch: this rank's inputs and targets of a step.
+        batch_size: samples of a global batch.
+        limits: when to stop.
+        progress: where to go on from; the engine's weights and optimizer must be of that step.
+        evaluate: called on every rank; what it returns is kept in the history, and its
+            ``deviation`` is what ``until_deviation`` waits for, its ``num_forwards`` counted.
+        evaluate_at: whether to evaluate after the step just taken.
+        save: writes a checkpoint, and returns its name for messages; called on every rank.
+        save_every: steps between checkpoints.
+        on_progress: called on rank 0, at most every ``report_every_s`` seconds, with loss,
+            learning rate and samples per second since the last call.
+
+    Returns:
+        The progress at the end, with the reason for stopping.
+
+    Raises:
+        DivergedError: a loss is not finite, or weights that are to be kept are not. Every rank
+            raises it at the same step, and no checkpoint is written after that step.
+    """
+    progress = progress or Progress()
+    model = engine.model.train()
+    num_steps = limits.num_steps(batch_size)
+    check_every = CHECK_EVERY[engine.device.type]
+    waiting: list[Tensor] = []
+    window_loss, window_steps, window_start = 0.0, 0, time.perf_counter()
+    out_of_time = False
+    before, mark = progress.seconds, time.perf_counter()
+
+    def elapsed() -> float:
+        return before + time.perf_counter() - mark
+
+    def report() -> None:
+        nonlocal window_loss, window_steps, window_start
+        now = time.perf_counter()
+        progress.seconds = elapsed()
+        if on_progress is not None and engine.rank == 0:
+            metrics = {
+                "loss": window_loss / window_steps,
+                "learning_rate": engine.rate(progress.step - 1),
+                "samples_per_second": window_steps * batch_size / (now - window_start),
+            }
+            on_progress(progress, metrics)
+        window_loss, window_steps, window_start = 0.0, 0, time.perf_counter()
+
+    while True:
+        if progress.hits >= limits.patience and limits.until_deviation is not None:
+            progress.stop_reason = "until_deviation"
+        elif num_steps is not None and progress.step >= num_steps:
+            by_samples = limits.steps is None or num_steps < limits.steps
+            progress.stop_reason = "samples" if by_samples else "steps"
+        elif out_of_time:
+            progress.stop_reason = "seconds"
+        if progress.stop_reason:
+            break
+
+        inputs, targets = batch(progress.step)
+        waiting.append(engine.step(progress.step, inputs, targets, batch_size=batch_size))
+        progress.step += 1
+        progress.samples += batch_size
+        evaluate_now = evaluate is not None and evaluate_at(progress)
+        save_now = save_every is not None and progress.step % save_every == 0
+        last = progress.step == num_steps
+
+        if len(waiting) >= check_every or evaluate_now or save_now or last:
+            over = limits.seconds is not None and elapsed() >= limits.seconds
+            losses, out_of_time = _gather(waiting, over, engine)
+            _require_finite(losses, engine, progress)
+            window_loss += sum(losses)
+            window_steps += len(losses)
+            progress.loss_sum += sum(losses)
+            progress.loss_steps += len(losses)
+            waiting.clear()
+
+        if evaluate_now or save_now:
+            progress.seconds = elapsed()
+            pause = time.perf_counter()
+            _require_finite_weights(engine, progress)
+            if evaluate_now and evaluate is not None:
+                _evaluate(evaluate, progress, limits, engine)
+                model.train()
+                progress.evaluation_seconds += time.perf_counter() - pause
+            if save_now and save is not None:
+                progress.last_good = save(progress)
+            before, mark = progress.seconds, time.perf_counter()
+            window_start += mark - pause
+        if window_steps and time.perf_counter() - window_start >= report_every_s:
+            report()
+
+    _require_finite_weights(engine, progress)
+    if window_steps:
+        report()
+    progress.seconds = elapsed()
+    return progress
+
+
+def _evaluate(
+    evaluate: Callable[[Progress], dict[str, Any]],
+    progress: Progress,
+    limits: Limits,
+    engine: Engine,
+) -> None:
+    record = {"step": progress.step, "samples": progress.samples} | evaluate(progress)
+    progress.history.append(record)
+    progress.loss_sum, progress.loss_steps = 0.0, 0
+    progress.evaluation_forwards += int(record.get("num_forwards", 0))
+    if limits.until_deviation is not None:
+        reached = float(record["deviation"] <= limits.until_deviation)
+        if engine.world_size > 1:  # rank 0 decides: another kind of device may round otherwise
+            decision = torch.tensor(reached, device=engine.device)
+            dist.broadcast(decision, src=0)
+            reached = float(decision)
+        progress.hits = progress.hits + 1 if reached else 0
+
+
+def _gather(waiting: list[Tensor], over: bool, engine: Engine) -> tuple[list[float], bool]:
+    """Mean losses of the waiting steps, and whether rank 0's time is over; as all ranks see it."""
+    flag = torch.tensor(float(over and engine.rank == 0), device=engine.device)
+    values = torch.stack([*waiting, flag])
+    if engine.world_size > 1:
+        dist.all_reduce(values)
+    *losses, flagged = values.tolist()
+    return losses, flagged > 0
+
+
+def _require_finite(losses: list[float], engine: Engine, progress: Progress) -> None:
+    for index, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            step = progress.step - len(losses) + index
+            last = progress.last_good or "none was written yet"
+            raise DivergedError(
+                f"the loss became {loss} at step {step}, learning rate {engine.rate(step):.3g}; "
+                f"last good checkpoint: {last}"
+            )
+
+
+def _require_finite_weights(engine: Engine, progress: Progress) -> None:
+    """See that the last step, whose loss was finite, did not spoil the weights."""
+    if all(bool(parameter.isfinite().all()) for parameter in engine.parameters):
+        return
+    step, last = progress.step - 1, progress.last_good or "none was written yet"
+    raise DivergedError(
+        f"the weights are not finite after step {step}, learning rate {engine.rate(step):.3g}; "
+        f"last good checkpoint: {last}"
+    )
+
+
+def training_state(engine: Engine, progress: Progress) -> dict[str, Any]:
+    """Optimizer and progress, as ``restore`` takes them: tensors and plain data."""
+    return {"optimizer": engine.optimizer.state_dict(), "progress": asdict(progress)}
+
+
+def restore(engine: Engine, state: Mapping[str, Any]) -> Progress:
+    """Fill the optimizer, and return the progress to go on from."""
+    engine.optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])

@@ -1,0 +1,1 @@
+"""Labeled images: data sets in Parquet, data that needs no download, converters, transforms."""

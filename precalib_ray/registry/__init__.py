@@ -1,0 +1,1 @@
+"""MLflow: tracking a job, publishing what it made, and pulling it back."""

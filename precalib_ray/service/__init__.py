@@ -1,0 +1,1 @@
+"""The jobs: config, cluster, registry and report put together."""

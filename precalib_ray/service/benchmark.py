@@ -1,0 +1,100 @@
+"""The job ``benchmark``: ratios from one run on one machine, the best of repeats."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from precalib_ray.cluster import session
+from precalib_ray.config import base
+from precalib_ray.config.jobs import BenchmarkConfig, PretrainConfig
+from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.core.stream import NoiseStream
+from precalib_ray.service.pretrain import pretrain
+from precalib_ray.service.terminal import console, table
+
+_SHAPES = ((256, (3, 32, 32)), (128, (1, 28, 28)), (64, (3, 224, 224)))
+_KINDS = ("gaussian", "uniform", "rademacher", "laplace", "student_t", "pink", "blur", "patches")
+_DRAWS = 30
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, float]:
+    """Measure and print; returns the ratios by name."""
+    return drawing(config) | ray_cost(config)
+
+
+def drawing(config: BenchmarkConfig) -> dict[str, float]:
+    """Time to draw a batch of each noise, by that of ``torch.randn`` of the same size."""
+    ratios, rows = {}, []
+    for batch_size, shape in _SHAPES:
+        streams = {
+            kind: NoiseStream(
+                {"kind": kind}, {"kind": "hard"}, seed=0, batch_size=batch_size, input_shape=shape,
+                num_classes=10,
+            )
+            for kind in _KINDS
+        }  # fmt: skip
+        row = []
+        for kind, stream in streams.items():
+            best = plain = float("inf")
+            for step in range(_DRAWS * config.repeats):
+                plain = min(plain, _seconds(lambda: torch.randn(batch_size, *shape)))  # noqa: B023
+                best = min(best, _seconds(lambda: stream.batch(step)))  # noqa: B023
+            ratios[f"drawing/{kind}/{batch_size}x{'x'.join(map(str, shape))}"] = best / plain
+            row.append(f"{best / plain:.2f}")
+        rows.append((f"{batch_size} x {list(shape)}", *row))
+    table("Drawing a batch, by torch.randn of its size", ("batch", *_KINDS), rows)
+    return ratios
+
+
+def ray_cost(config: BenchmarkConfig) -> dict[str, float]:
+    """Steps per second inside ``pretrain`` with one worker, by those of a plain process."""
+    overrides = [
+        f"duration={{steps: {config.steps}}}",
+        f"scaling.cpus_per_worker={config.cpus}",
+        "tracking.offline=true",
+        "probes.data={}",
+    ]
+    plain, on_ray = [], []
+    for repeat in range(config.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            job = base.load(
+                PretrainConfig, config.recipe, [*overrides, f"storage={folder}", f"name=r{repeat}"]
+            )
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                plain.append(pool.submit(_plain, job.model_dump(), config.cpus).result())
+            with session.connect():
+                progress = pretrain(job).outcome["progress"]
+            on_ray.append(progress["step"] / progress["seconds"])
+    ratio = max(on_ray) / max(plain)
+    table(
+        f"Steps per second of {config.recipe}, {config.cpus} CPUs, best of {config.repeats}",
+        ("plain process", "on Ray", "ratio"),
+        [(f"{max(plain):.2f}", f"{max(on_ray):.2f}", f"{ratio:.3f}")],
+    )
+    console.print(f"plain: {_shown(plain)}; on Ray: {_shown(on_ray)}", style="dim")
+    return {"ray/steps_per_second": ratio}
+
+
+def _plain(recipe: dict[str, Any], num_threads: int) -> float:
+    """Steps per second of a pretraining in a process that has never seen Ray."""
+    torch.set_num_threads(num_threads)
+    progress = Pretraining(recipe).run().progress
+    return progress.step / progress.seconds
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _shown(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)

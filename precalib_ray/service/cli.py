@@ -1,0 +1,75 @@
+"""The command line that all jobs share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+from precalib_ray.config import base
+from precalib_ray.core.importing import load_function
+from precalib_ray.errors import PrecalibError
+
+INTERRUPTED = 130
+
+
+def main(config_class: type[base.Strict], job: str) -> None:
+    """Parse the command line, read the config, run the job; ends the process with its exit code.
+
+    The job is named ``module:function`` and imported, with Ray and MLflow, only after the config
+    has been found good.
+
+    A user's mistake is told in lines and ends with the code of its family; a defect of ours shows
+    its traceback.
+    """
+    script = Path(sys.argv[0]).name
+    parser = argparse.ArgumentParser(
+        prog=f"python jobs/{script}",
+        description=(config_class.__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_fields(config_class),
+    )
+    parser.add_argument("config", nargs="?", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="override a field")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved config and end"
+    )
+    arguments = parser.parse_args()
+    file, overrides = arguments.config, list(arguments.overrides)
+    if file is not None and "=" in file:  # overrides alone make a config too
+        file, overrides = None, [file, *overrides]
+    sys.path.insert(0, os.getcwd())  # where the user's own functions are
+    try:
+        config = base.load(config_class, file, overrides)
+        if arguments.print_config:
+            print(base.to_yaml(config), end="")
+            return
+        load_function(job)(config)
+    except PrecalibError as error:
+        for line in str(error).splitlines():
+            print(f"{script}: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            f"{script}: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+
+
+def _fields(config_class: type[base.Strict]) -> str:
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    lines = ["fields of the config, each also an override (path=value):"]
+    for path, type_name, default, meaning in base.describe(config_class):
+        if not type_name:  # one of the kinds to choose from
+            lines += ["", *textwrap.wrap(f"  {path}: {meaning}", width)]
+            continue
+        head = f"  {path}: {type_name}"
+        if default:
+            head += " (required)" if default == "required" else f" = {default}"
+        lines += textwrap.wrap(head, width, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(" " * 6 + meaning, width, subsequent_indent=" " * 6)
+    return "\n".join(lines)

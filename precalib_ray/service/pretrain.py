@@ -1,0 +1,252 @@
+"""The job ``pretrain``: noise pretraining, measured, tracked and registered."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from precalib_ray.cluster import session, trainer, worker
+from precalib_ray.config import base
+from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
+from precalib_ray.core import pretraining
+from precalib_ray.registry import publishing, tracking
+from precalib_ray.report import figures
+from precalib_ray.service import preflight
+from precalib_ray.service.identity import Identity
+from precalib_ray.service.terminal import Display, console, stage, table
+from precalib_ray.version import __version__
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What the job leaves."""
+
+    checkpoint: Path
+    """The directory on storage, or a copy if storage is remote."""
+    outcome: dict[str, Any]
+    model_uri: str | None
+    """``models:/NAME/VERSION``; None where MLflow is done without."""
+
+
+def pretrain(config: PretrainConfig) -> Pretrained:
+    """Bring a network to chance; submitted again, go on or return what was made.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    plain = config.model_dump()
+    shape = config.model.input_shape
+    preflight.check_model(plain["model"])
+    preflight.check_trainable(plain["model"], config.trainable)
+    noise = {"noise": plain["noise"]} | {
+        f"probes.noise.{name}": spec for name, spec in plain["probes"]["noise"].items()
+    }
+    statistics = preflight.read_statistics(list(noise.values()), shape)
+    for path, spec in noise.items():
+        preflight.check_noise(pretraining.with_statistics(spec, statistics), shape, path)
+    images = {
+        name: preflight.read_inputs(probe.path, probe.split, shape, limit=config.probes.size)[0]
+        for name, probe in config.probes.data.items()
+    }
+    identity = Identity(config, name=config.name, storage=config.storage)
+    done = identity.result
+    if done is not None and (done["model_uri"] or config.tracking.offline):
+        return _finished(config, done)
+    run = open_run(config, identity, phase="pretrain")
+    identity.update()
+    try:
+        if done is None:
+            result = _train(config, images, statistics, run)
+            done = {"checkpoint": str(result.checkpoint), "outcome": result.outcome}
+            identity.update(result={**done, "model_uri": None})
+        result = Pretrained(Path(done["checkpoint"]), done["outcome"], None)
+        model_uri = _publish(config, result, run) if run else None
+    except BaseException as error:
+        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    identity.update(result={**done, "model_uri": model_uri})
+    close_run(run, config, "FINISHED")
+    _show(config, result.outcome, model_uri, result.checkpoint)
+    return Pretrained(result.checkpoint, result.outcome, model_uri)
+
+
+def open_run(config: Any, identity: Identity, *, phase: str) -> tracking.Run | None:
+    """Begin, or go on with, the MLflow run of a job, unless it is to be offline.
+
+    Raises:
+        TrackingError: the server does not answer within seconds.
+    """
+    if config.tracking.offline:
+        return None
+    uri = tracking.resolve_uri(config.tracking.uri)
+    tracking.require_reachable(uri)
+    run = tracking.Run(
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        tags={
+            "precalib.phase": phase,
+            "precalib.version": __version__,
+            "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
+        },
+        run_id=identity.run_id,
+    )
+    if run.run_id != identity.run_id:
+        identity.update(run_id=run.run_id)
+        run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
+    return run
+
+
+def close_run(run: tracking.Run | None, config: Any, status: str) -> None:
+    """Set the status of the MLflow run; what could not be sent is kept in the run's folder."""
+    if run is None:
+        return
+    folder = Path(config.storage) if "://" not in config.storage else Path()
+    kept = run.end(status, spool=folder / config.name / "mlflow-pending.jsonl")
+    if kept is not None:
+        console.print(f"MLflow is away; what it did not take is kept in {kept}", style="yellow")
+
+
+def _train(
+    config: PretrainConfig,
+    images: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    run: tracking.Run | None,
+) -> Pretrained:
+    total = config.limits.num_steps(config.batch_size)
+    with session.connect() as local, Display("noise pretraining", total) as display:
+        text = ""
+
+        def on_record(record: dict[str, Any]) -> None:
+            nonlocal text
+            for probing in record["evaluations"]:
+                text = f" deviation {probing['deviation']:.4f}"
+            display.update(record["step"], f"loss {record['loss']:.4f}{text}")
+            if run is None:
+                return
+            names = ("loss", "learning_rate", "samples_per_second", "samples")
+            run.log_metrics({name: record[name] for name in names}, step=record["step"])
+            for probing in record["evaluations"]:
+                run.log_metrics(deviations(probing), step=probing["step"])
+
+        fitted = trainer.fit(
+            worker.pretrain,
+            config.model_dump(),
+            {"images": dict(images), "statistics": dict(statistics)},
+            keep=config.checkpoints.keep,
+            local=local,
+            on_record=on_record,
+        )
+    return Pretrained(fitted.checkpoint, fitted.outcome, None)
+
+
+def deviations(record: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of one probing, by their names in MLflow."""
+    each = {f"deviation/{name}": value for name, value in record["deviations"].items()}
+    return {"deviation": record["deviation"], **each}
+
+
+def _publish(config: PretrainConfig, result: Pretrained, run: tracking.Run) -> str:
+    outcome, spec = result.outcome, config.model.model_dump()
+    progress, before, after = outcome["progress"], outcome["before"], outcome["after"]
+    name = config.tracking.register_as or publishing.default_name(spec)
+    with stage("registering the checkpoint"):
+        run.log_metrics(
+            {
+                "final/deviation": after["deviation"],
+                "initial/deviation": before["deviation"],
+                "final/class_bias": max(m["class_bias"] for m in after["measurements"]),
+                "train_seconds": progress["seconds"],
+                "probe_seconds": progress["evaluation_seconds"],
+            },
+            step=progress["step"],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            figure = figures.pretraining(
+                outcome,
+                title=f"{config.name}: confidence to chance",
+                num_classes=config.model.num_classes,
+            )
+            run.log_file(figures.save(figure, Path(folder) / "deviation.png"), "figures")
+            file = Path(folder) / "config.yaml"
+            file.write_text(base.to_yaml(config, exclude={"tracking"}))
+            run.log_file(file)
+        tags = {
+            "precalib.deviation": f"{after['deviation']:.6f}",
+            "precalib.worst_probe": after["worst"],
+            "precalib.noise": config.noise.kind,
+            "precalib.labels": config.labels.kind,
+            "precalib.samples": progress["samples"],
+            "precalib.seconds": f"{progress['seconds']:.1f}",
+            "precalib.seed": config.seed,
+            "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
+            "precalib.version": __version__,
+        }
+        version = publishing.publish(
+            run,
+            result.checkpoint,
+            name=name,
+            tags=tags,
+            description=_description(config, outcome),
+            trust_code=config.model.kind == "function",
+        )
+    run.set_tags(tags | {"precalib.stop_reason": progress["stop_reason"]})
+    return f"models:/{name}/{version}"
+
+
+def _description(config: PretrainConfig, outcome: Mapping[str, Any]) -> str:
+    before, after, progress = outcome["before"], outcome["after"], outcome["progress"]
+    return (
+        f"Pre-calibrated by noise pretraining ({config.noise.kind} noise, "
+        f"{config.labels.kind} labels): "
+        f"{progress['samples']:,} samples, {progress['seconds']:.0f} s. Mean confidence is at most "
+        f"{after['deviation']:.4f} above chance (1/{config.model.num_classes}) on the worst probe "
+        f"({after['worst']}); untrained it was {before['deviation']:.4f}.\n\n"
+        "It has learned nothing about images yet: train it on yours, standardized per channel.\n\n"
+        "```python\nimport precalib_ray\n"
+        'model = precalib_ray.load_pretrained("models:/NAME/VERSION")\n```'
+    )
+
+
+def _finished(config: PretrainConfig, result: Mapping[str, Any]) -> Pretrained:
+    console.print(f"{config.name} has finished before; nothing is done again.")
+    checkpoint, model_uri = Path(result["checkpoint"]), result["model_uri"]
+    _show(config, result["outcome"], model_uri, checkpoint)
+    return Pretrained(checkpoint, result["outcome"], model_uri)
+
+
+def _show(
+    config: PretrainConfig, outcome: Mapping[str, Any], model_uri: str | None, checkpoint: Path
+) -> None:
+    before = {(m["probe"], m["mode"]): m["deviation"] for m in outcome["before"]["measurements"]}
+    rows = []
+    for m in outcome["after"]["measurements"]:
+        held_out = m["probe"] in config.probes.data and config.probes.data[m["probe"]].held_out
+        rows.append(
+            (
+                m["probe"] + (" (held out)" if held_out else ""),
+                m["mode"],
+                f"{before[m['probe'], m['mode']]:.4f}",
+                f"{m['deviation']:.4f}",
+                f"{m['class_bias']:.4f}",
+            )
+        )
+    title = f"Mean confidence above chance (1/{config.model.num_classes})"
+    table(title, ("probe", "BatchNorm", "untrained", "pre-calibrated", "class bias"), rows)
+    progress = outcome["progress"]
+    console.print(
+        f"stopped by {progress['stop_reason']} after {progress['step']} steps, "
+        f"{progress['samples']:,} samples, {progress['seconds']:.1f} s of training "
+        f"and {progress['evaluation_seconds']:.1f} s of probing"
+    )
+    if config.duration.until_deviation and progress["stop_reason"] != "until_deviation":
+        console.print(
+            f"duration.until_deviation={config.duration.until_deviation:g} was not reached",
+            style="bold red",
+        )
+    console.print(f"checkpoint: {checkpoint}")
+    if model_uri:
+        console.print(f"registered: {model_uri} (alias {publishing.CANDIDATE})")

@@ -1,0 +1,191 @@
+"""The job ``train``: data training from a checkpoint or from one of its baselines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from precalib_ray.cluster import session, trainer, worker
+from precalib_ray.config import base
+from precalib_ray.config.jobs import FromCheckpoint, FromRegistry, FromZeroHead, TrainConfig
+from precalib_ray.core import checkpoint
+from precalib_ray.data import parquet
+from precalib_ray.data.dataset import Split
+from precalib_ray.data.embedded import photo_patches
+from precalib_ray.errors import ConfigError, DataError, Problem
+from precalib_ray.registry import loading, tracking
+from precalib_ray.report import figures
+from precalib_ray.service import preflight
+from precalib_ray.service.identity import Identity
+from precalib_ray.service.pretrain import close_run, open_run
+from precalib_ray.service.terminal import Display, console, table
+
+METRICS = ("accuracy", "mean_confidence", "overconfidence", "ece", "nll", "brier")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the job leaves."""
+
+    checkpoint: Path
+    """Weights of the best validation NLL."""
+    outcome: dict[str, Any]
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train on a data set; submitted again, go on or return what was made.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    splits = _read(config)
+    if not config.tracking.offline:
+        tracking.require_reachable(tracking.resolve_uri(config.tracking.uri))
+    start = _start(config)
+    spec, info = start["spec"], splits["train"].info
+    if spec["num_classes"] != info.num_classes:
+        allowed = f"the data set {config.data.path} has {info.num_classes} classes"
+        raise ConfigError([Problem("start: num_classes", spec["num_classes"], allowed)])
+    preflight.check_model(spec, "start.model")
+    preflight.check_trainable(spec, config.trainable)
+    if config.num_unknown and info.shape[0] not in (1, 3):
+        allowed = f"must be 0: photographs have no {info.shape[0]} channels"
+        raise ConfigError([Problem("num_unknown", config.num_unknown, allowed)])
+    if len(splits["train"].labels) < config.scaling.num_workers:
+        raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
+    preflight.to_shape(splits["train"], tuple(spec["input_shape"]), config.data.path, limit=2)
+    identity = Identity(config, name=config.name, storage=config.storage)
+    if identity.result is not None:
+        console.print(f"{config.name} has finished before; nothing is done again.")
+        done = Trained(Path(identity.result["checkpoint"]), identity.result["outcome"])
+        _show(config, done)
+        return done
+    run = open_run(config, identity, phase="train")
+    identity.update()
+    try:
+        trained = _train(config, start, splits, run)
+        if run is not None:
+            _log(config, trained, splits, run)
+    except BaseException as error:
+        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    identity.update(result={"checkpoint": str(trained.checkpoint), "outcome": trained.outcome})
+    close_run(run, config, "FINISHED")
+    _show(config, trained)
+    return trained
+
+
+def _read(config: TrainConfig) -> dict[str, Split]:
+    folder = Path(config.data.path)
+    splits = {}
+    for name in ("train", "val", "test"):
+        path = parquet.split_path(folder, name)
+        if name == "test" and not path.exists():
+            continue
+        splits[name] = parquet.read_split(path, on_bad_row=config.data.on_bad_row)
+        for line in splits[name].skipped:
+            console.print(f"skipped: {line}", style="yellow")
+        if not len(splits[name].labels):
+            raise DataError(f"{path}: no rows are left")
+    return splits
+
+
+def _start(config: TrainConfig) -> dict[str, Any]:
+    """Model spec, weights and whether to zero the last layer, as ``DataTraining`` takes them."""
+    start = config.start
+    if isinstance(start, FromRegistry | FromCheckpoint):
+        directory = (
+            loading.pull(start.uri, tracking_uri=config.tracking.uri)
+            if isinstance(start, FromRegistry)
+            else Path(start.path)
+        )
+        model = checkpoint.load_model(directory, trust_code=start.trust_code)
+        spec = checkpoint.read_description(directory)["model"]
+        return {"spec": spec, "weights": model.state_dict(), "zero_head": False}
+    zero_head = isinstance(start, FromZeroHead)
+    return {"spec": start.model.model_dump(), "weights": None, "zero_head": zero_head}
+
+
+def _train(
+    config: TrainConfig,
+    start: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    run: tracking.Run | None,
+) -> Trained:
+    batch_size = min(config.batch_size, len(splits["train"].labels))
+    total = config.epochs * (len(splits["train"].labels) // batch_size)
+    with session.connect() as local, Display("data training", total) as display:
+        text = ""
+
+        def on_record(record: dict[str, Any]) -> None:
+            nonlocal text
+            for epoch in record["evaluations"]:
+                text = (
+                    f" val accuracy {epoch['accuracy']:.3f} "
+                    f"confidence {epoch['mean_confidence']:.3f}"
+                )
+            display.update(record["step"], f"loss {record['loss']:.4f}{text}")
+            if run is None:
+                return
+            names = ("loss", "learning_rate", "samples_per_second")
+            run.log_metrics({name: record[name] for name in names}, step=record["step"])
+            for epoch in record["evaluations"]:
+                run.log_metrics(_epoch_metrics(epoch), step=epoch["step"])
+
+        unknown = None
+        if config.num_unknown:
+            shape = splits["train"].info.shape
+            unknown = photo_patches(shape, num=config.num_unknown, seed=config.seed)
+        fitted = trainer.fit(
+            worker.train,
+            config.model_dump(),
+            {"start": dict(start), "splits": dict(splits), "unknown": unknown},
+            keep=2,
+            local=local,
+            on_record=on_record,
+        )
+    return Trained(fitted.checkpoint, fitted.outcome)
+
+
+def _epoch_metrics(epoch: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {f"val/{name}": epoch[name] for name in METRICS}
+    if epoch["train_loss"] is not None:
+        metrics["train/loss"] = epoch["train_loss"]
+    return metrics
+
+
+def _log(
+    config: TrainConfig, trained: Trained, splits: Mapping[str, Split], run: tracking.Run
+) -> None:
+    outcome, step = trained.outcome, trained.outcome["progress"]["step"]
+    for name in ("val", "test"):
+        if name in outcome:
+            values = {f"best_{name}/{key}": value for key, value in outcome[name].items()}
+            run.log_metrics(values, step=step)
+    run.set_tags(
+        {"precalib.start": config.start.kind, "precalib.best_step": outcome["best"]["step"]}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        figure = figures.training(outcome, title=config.name)
+        run.log_file(figures.save(figure, Path(folder) / "training.png"), "figures")
+        file = Path(folder) / "config.yaml"
+        file.write_text(base.to_yaml(config, exclude={"tracking"}))
+        run.log_file(file)
+    for name in (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE):
+        run.log_file(trained.checkpoint / name, "checkpoint")
+
+
+def _show(config: TrainConfig, trained: Trained) -> None:
+    outcome = trained.outcome
+    names = [name for name in ("val", "test") if name in outcome]
+    keys = [*METRICS, *(["auroc_unknown"] if config.num_unknown else [])]
+    labels = {"auroc_unknown": "AUROC against unknown"}
+    table(
+        f"{config.name}: weights of step {outcome['best']['step']}, the best validation NLL",
+        ("metric", *names),
+        [(labels.get(key, key), *(f"{outcome[name][key]:.4f}" for name in names)) for key in keys],
+    )
+    console.print(f"checkpoint: {trained.checkpoint}")

@@ -1,0 +1,25 @@
+"""What a user brings: functions that jobs import by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def noise_turning_nan(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Gaussian noise that overflows after the first few draws of a process."""
+    noise_turning_nan.calls += 1  # type: ignore[attr-defined]
+    values = torch.randn(shape, generator=generator, device=device)
+    return values * float("inf") if noise_turning_nan.calls > 40 else values  # type: ignore[attr-defined]
+
+
+noise_turning_nan.calls = 0  # type: ignore[attr-defined]
+
+
+def network_with_dropout(*, num_classes: int) -> nn.Module:
+    """A small network whose training is random beyond its inputs."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, num_classes)
+    )

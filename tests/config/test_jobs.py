@@ -1,0 +1,345 @@
+import inspect
+from pathlib import Path
+
+import pytest
+from pydantic.fields import PydanticUndefined
+
+from precalib_ray.config import base, recipe
+from precalib_ray.config.jobs import ConvertConfig, PretrainConfig, TrainConfig
+from precalib_ray.core import engine, labels, noise
+from precalib_ray.errors import ConfigError
+
+PRETRAIN = {
+    "name": "x",
+    "model": {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8]},
+    "noise": {"kind": "gaussian"},
+    "duration": {"steps": 100},
+}
+RESNET = {
+    "kind": "torchvision", "name": "resnet18", "num_classes": 10, "input_shape": [3, 32, 32]
+}  # fmt: skip
+TRAIN = {"name": "x", "start": {"kind": "random", "model": RESNET}, "data": {"path": "p"}}
+NEEDED = {"steps": 1000, "until_deviation": 0.01}
+"""A duration that probes must be able to end."""
+
+
+def model(**changes):
+    return {"model": RESNET | changes}
+
+
+BAD = {
+    "model name": (
+        model(name="resnet81"), "model.name", "resnet81", "is not the name of a torchvision",
+        "resnet18 or resnet152 or resnet101",
+    ),
+    "model name, nothing near": (
+        model(name="qqqqqq"), "model.name", "qqqqqq", "is not the name of a torchvision", "",
+    ),
+    "one class": (
+        model(num_classes=1), "model.num_classes", 1, "must be greater than or equal to 2", "",
+    ),
+    "small stem": (
+        model(name="vgg11", small_stem=True), "model.small_stem", True,
+        "only for ResNets, not for vgg11", "",
+    ),
+    "small stem of flat inputs": (
+        model(input_shape=[12], small_stem=True), "model.input_shape", [12], "[C, H, W]", "",
+    ),
+    "reserved weights": (
+        model(args={"weights": "DEFAULT"}), "model.args.weights", "DEFAULT",
+        "is set by precalib_ray", "",
+    ),
+    "reserved num_classes": (
+        model(args={"num_classes": 3}), "model.args.num_classes", 3, "is set by precalib_ray", "",
+    ),
+    "reserved pretrained": (
+        model(args={"pretrained": True}), "model.args.pretrained", True,
+        "is set by precalib_ray", "",
+    ),
+    "shape": (
+        model(input_shape=[3, 32]), "model.input_shape", [3, 32], "[C, H, W] or [D]", "",
+    ),
+    "no pixels": (
+        model(input_shape=[3, 32, 0]), "model.input_shape.2", 0, "must be greater than", "",
+    ),
+    "model kind": (
+        model(kind="torchvison"), "model.kind", "torchvison",
+        "must be one of mlp, torchvision, timm, function", "torchvision",
+    ),
+    "function without colon": (
+        {"model": {"kind": "function", "name": "f", "num_classes": 2, "input_shape": [3]}},
+        "model.name", "f", "should match pattern", "",
+    ),
+    "batch smaller than workers": (
+        {"batch_size": 2, "scaling": {"num_workers": 3}}, "batch_size", 2,
+        "must be >= scaling.num_workers, 3", "",
+    ),
+    "soft targets, loss of ids": (
+        {"labels": {"kind": "uniform"}, "loss": {"kind": "focal"}}, "loss.kind", "focal",
+        "soft targets of labels.kind=uniform; use cross_entropy or kl_div", "",
+    ),
+    "ids, loss of soft targets": (
+        {"loss": {"kind": "kl_div"}}, "loss.kind", "kl_div",
+        "class ids of labels.kind=hard; use cross_entropy or focal", "",
+    ),
+    "smoothed twice": (
+        {"labels": {"kind": "smoothed"}, "loss": {"kind": "cross_entropy", "label_smoothing": 0.1}},
+        "loss.label_smoothing", 0.1, "labels.kind=smoothed smooths already", "",
+    ),
+    "deviation that every model shows": (
+        {"duration": NEEDED | {"until_deviation": 0.9}}, "duration.until_deviation", 0.9,
+        "must be < 1 - 1/K = 0.9", "",
+    ),
+    "all probes held out": (
+        {"duration": NEEDED, "probes": {"noise": {}, "data": {"real": {"path": "d"}}}},
+        "duration.until_deviation", 0.01, "no probe can show it: all are held out", "",
+    ),
+    "first probing after the end": (
+        {"duration": NEEDED | {"steps": 9}}, "duration.until_deviation", 0.01,
+        "no probe can show it: the first would be at step 10 or later, and the run ends at 9", "",
+    ),
+    "first probing unaffordable": (
+        {"duration": NEEDED | {"samples": 12800}, "probes": {"max_share": 0.001}},
+        "duration.until_deviation", 0.01,
+        "the first would be at step 501 or later, and the run ends at 100; raise probes.max_share",
+        "",
+    ),
+    "typo in a section": (
+        {"probes": {"everry": 3}}, "probes.everry", 3, "there is no such field", "every",
+    ),
+    "typo at the top": (
+        {"lables": {"kind": "hard"}}, "lables", {"kind": "hard"}, "there is no such field",
+        "labels",
+    ),
+    "typo in a kind's setting": (
+        {"noise": {"kind": "pink", "alfa": 2}}, "noise.alfa", 2, "there is no such field", "alpha",
+    ),
+    "another kind's setting": (
+        {"noise": {"kind": "gaussian", "df": 3}}, "noise.df", 3, "allowed here: ", "",
+    ),
+    "noise kind": (
+        {"noise": {"kind": "pnik"}}, "noise.kind", "pnik", "must be one of gaussian, uniform",
+        "pink",
+    ),
+    "no kind": ({"noise": {"alpha": 1}}, "noise", {"alpha": 1}, "needs a kind", ""),
+    "probe's setting": (
+        {"probes": {"noise": {"pink": {"kind": "pink", "alpha": 9}}}}, "probes.noise.pink.alpha", 9,
+        "must be less than or equal to 8", "",
+    ),
+    "mixture's part": (
+        {"noise": {"kind": "mixture", "parts": [{"noise": {"kind": "pink", "alpa": 1}}]}},
+        "noise.parts.0.noise.alpa", 1, "there is no such field", "alpha",
+    ),
+    "no parts": (
+        {"noise": {"kind": "mixture", "parts": []}}, "noise.parts", [], "at least 1 item", "",
+    ),
+    "negative seed": ({"seed": -1}, "seed", -1, "must be greater than or equal to 0", ""),
+    "no batch": ({"batch_size": 0}, "batch_size", 0, "must be greater than or equal to 1", ""),
+    "word for a number": (
+        {"batch_size": "many"}, "batch_size", "many", "must be a valid integer", "",
+    ),
+    "rate": (
+        {"optimizer": {"kind": "sgd", "lr": 0}}, "optimizer.lr", 0, "must be greater than", "",
+    ),
+    "beta": (
+        {"optimizer": {"kind": "adam", "betas": [0.9, 1.0]}}, "optimizer.betas.1", 1.0,
+        "must be less than 1", "",
+    ),
+    "Nesterov without momentum": (
+        {"optimizer": {"kind": "sgd", "nesterov": True}}, "optimizer.nesterov", True,
+        "needs a momentum > 0", "",
+    ),
+    "infinite shift": (
+        {"noise": {"kind": "gaussian", "shift": float("inf")}}, "noise.shift", float("inf"),
+        "must be a finite number", "",
+    ),
+    "precision": (
+        {"compute": {"precision": "fp16"}}, "compute.precision", "fp16",
+        "must be one of fp32, bf16", "bf16",
+    ),
+    "synchronized BatchNorm on CPUs": (
+        {"compute": {"sync_batch_norm": True}}, "compute.sync_batch_norm", True,
+        "needs scaling.use_gpu", "",
+    ),
+    "decay without an end": (
+        {"duration": {"seconds": 9}, "schedule": {"kind": "cosine"}}, "schedule.kind", "cosine",
+        "needs duration.steps or samples", "",
+    ),
+    "duration without an end": (
+        {"duration": {}}, "duration", {}, "needs at least one of steps, samples, seconds", "",
+    ),
+    "patience for nothing": (
+        {"duration": {"steps": 3, "patience": 2}}, "duration.patience", 2,
+        "has no effect without until_deviation", "",
+    ),
+    "stop_size": (
+        {"probes": {"size": 10, "stop_size": 20}}, "probes.stop_size", 20, "must be <= size, 10",
+        "",
+    ),
+    "no probes": (
+        {"probes": {"noise": {}}}, "probes", {}, "needs at least one probe", "",
+    ),
+    "two probes of one name": (
+        {"probes": {"data": {"pink": {"path": "d"}}}}, "probes.data.pink", "pink",
+        "is the name of a noise probe too", "",
+    ),
+    "name": ({"name": "a/b"}, "name", "a/b", "should match pattern", ""),
+    "trainable": ({"trainable": "haed"}, "trainable", "haed", "must be one of all, head", "head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_pretraining(case):
+    changes, path, value, allowed, hint = BAD[case]
+    with pytest.raises(ConfigError) as caught:
+        base.validate(PretrainConfig, PRETRAIN | changes)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.value, problem.hint) == (path, value, hint)
+    assert allowed in problem.allowed
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{path}: {value!r}: ")
+    assert line.endswith(f"(did you mean {hint}?)") == bool(hint)
+
+
+@pytest.mark.parametrize("field", PRETRAIN)
+def test_missing(field):
+    content = {key: value for key, value in PRETRAIN.items() if key != field}
+    with pytest.raises(ConfigError) as caught:
+        base.validate(PretrainConfig, content)
+    assert str(caught.value) == f"{field}: None: is required"
+
+
+def test_several_problems_are_told_at_once_one_in_a_line():
+    content = PRETRAIN | {
+        "seed": -1, "compute": {"precision": "fp8", "clip_norm": 0}, "probes": {"every": 0},
+        "model": RESNET | {"name": "resnet19"}, "noise": {"kind": "pink", "alfa": 1}, "lables": 3,
+    }  # fmt: skip
+    del content["duration"]
+    with pytest.raises(ConfigError) as caught:
+        base.validate(PretrainConfig, content)
+    lines = str(caught.value).splitlines()
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "compute.clip_norm", "compute.precision", "duration", "lables", "model.name", "noise.alfa",
+        "probes.every", "seed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "allowed", "hint"),
+    [
+        ({"loss": {"kind": "kl_div"}}, "loss.kind", "does not take class ids", ""),
+        ({"start": {"kind": "registry", "uri": "models:/x"}}, "start.uri", "match pattern", ""),
+        ({"start": {"kind": "randm", "model": RESNET}}, "start.kind", "must be one of", "random"),
+        (
+            {"start": {"kind": "zero_head", "model": RESNET | {"name": "resnet81"}}},
+            "start.model.name", "is not the name", "resnet18 or resnet152 or resnet101",
+        ),
+        (
+            {"data": {"path": "p", "augmentation": {"flipp": True}}}, "data.augmentation.flipp",
+            "there is no such field", "flip",
+        ),
+        ({"batch_size": 1, "scaling": {"num_workers": 2}}, "batch_size", "must be >= ", ""),
+        ({"epochs": 0}, "epochs", "must be greater", ""),
+    ],
+)  # fmt: skip
+def test_bad_training(changes, path, allowed, hint):
+    with pytest.raises(ConfigError) as caught:
+        base.validate(TrainConfig, TRAIN | changes)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.hint) == (path, hint)
+    assert allowed in problem.allowed
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/resnet18-k10-precalibrated@champion", "models:/a.b/12", "models:/x@a-b"]
+)
+def test_registry_uris(uri):
+    start = {"kind": "registry", "uri": uri}
+    assert base.validate(TrainConfig, TRAIN | {"start": start}).start.uri == uri
+
+
+def test_bad_conversion():
+    source = {"kind": "folder", "path": "p", "shape": [32, 32]}
+    with pytest.raises(ConfigError) as caught:
+        base.validate(ConvertConfig, {"source": source, "output": "o", "val_fraction": 1})
+    assert {p.path for p in caught.value.problems} == {"source.shape", "val_fraction"}
+
+
+def test_good_ones_are_let_through():
+    """The border of what is refused above."""
+    good = [
+        {"batch_size": 3, "scaling": {"num_workers": 3}},
+        {"labels": {"kind": "uniform"}, "loss": {"kind": "kl_div"}},
+        {"labels": {"kind": "balanced"}, "loss": {"kind": "focal"}},
+        {"duration": NEEDED | {"steps": 10}, "probes": {"max_share": 1.0}},
+        {"duration": NEEDED | {"until_deviation": 0.89}},
+        {"duration": {"seconds": 5, "until_deviation": 0.01}},
+        {"duration": NEEDED,
+         "probes": {"noise": {}, "data": {"real": {"path": "d", "held_out": False}}}},
+        model(small_stem=True),
+        {"optimizer": {"kind": "sgd", "nesterov": True, "momentum": 0.9}},
+        {"trainable": ["layer4.*", "fc.*"]},
+    ]  # fmt: skip
+    for changes in good:
+        base.validate(PretrainConfig, PRETRAIN | changes)
+
+
+def test_what_is_refused_as_unaffordable_is_so():
+    """The check's first step and that of the schedule agree, for a model without BatchNorm."""
+    from precalib_ray.core.engine import Progress
+    from precalib_ray.core.pretraining import probe_schedule
+
+    probes = {"max_share": 0.001, "every": 1, "stop_size": 64}
+    for steps, fits in ((500, True), (499, False)):
+        content = PRETRAIN | {"duration": NEEDED | {"steps": steps}, "probes": probes}
+        due = probe_schedule(every=1, max_share=0.001, cost=3 * 64, batch_size=128)
+        assert any(due(Progress(step=step)) for step in range(1, steps + 1)) == fits
+        if fits:
+            base.validate(PretrainConfig, content)
+        else:
+            with pytest.raises(ConfigError, match="no probe can show it"):
+                base.validate(PretrainConfig, content)
+
+
+def kinds(union):
+    return {base._tag(part): part for part in base._parts(union)}
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_noise_fields_are_the_parameters_of_the_functions(kind):
+    part = kinds(recipe.Noise)[kind]
+    fields = {
+        name: field.default
+        for name, field in part.model_fields.items()
+        if name not in ("kind", "shift", "scale")
+    }
+    parameters = {
+        name: parameter.default if parameter.default is not parameter.empty else PydanticUndefined
+        for name, parameter in inspect.signature(noise.KINDS[kind]).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    if kind == "matched":  # measured on the data
+        assert set(parameters) == {"mean", "std", "power"}
+        parameters = {"data": PydanticUndefined}
+    if kind == "mixture":  # a part holds its weight
+        del parameters["weights"]
+    assert fields == parameters
+    assert part.__doc__
+
+
+def test_config_and_core_know_the_same_kinds():
+    assert set(kinds(recipe.Noise)) == set(noise.KINDS)
+    assert set(kinds(recipe.Loss)) == engine.SOFT_LOSSES | engine.ID_LOSSES
+    assert set(kinds(recipe.Labels)) > labels.SOFT
+    assert list(engine.Limits.__dataclass_fields__) == list(
+        PretrainConfig.model_fields["duration"].annotation.model_fields
+    )
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[2].glob("configs/pretrain*.yaml")), ids=lambda f: f.name
+)
+def test_configs_of_the_repository_load(file):
+    config = base.load(PretrainConfig, file)
+    assert config.name

@@ -1,0 +1,48 @@
+"""Jobs as a user runs them: processes, with their own Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Finished]:
+    """Run ``python jobs/NAME.py ARGUMENTS`` in an empty folder."""
+
+    def run(name: str, *arguments: str, timeout: float = 300) -> Finished:
+        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "COLUMNS")}
+        environment |= {"PYTHONPATH": str(REPOSITORY)}
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    return run

@@ -1,0 +1,54 @@
+"""The two commands of the README, as a newcomer gives them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Finished
+
+pytestmark = pytest.mark.slow
+
+
+def test_quickstart(job: Callable[..., Finished], tmp_path: Path) -> None:
+    done = job("quickstart")
+    assert done.code == 0, done.err
+    assert done.err == ""  # no warning that we could prevent
+    assert done.seconds <= 150
+    assert (tmp_path / "runs/quickstart/quickstart.png").stat().st_size > 20_000
+
+    (record,) = (tmp_path / "runs/quickstart").glob("pretrain-*/run.json")
+    outcome = json.loads(record.read_text())["result"]["outcome"]
+    assert outcome["before"]["deviation"] > 0.2
+    assert {m["probe"] for m in outcome["after"]["measurements"]} > {"digits", "gaussian"}
+    assert outcome["after"]["deviation"] <= 0.005
+    assert outcome["progress"]["stop_reason"] == "until_deviation"
+    assert not any("digits" in str(r["deviations"]) for r in outcome["progress"]["history"])
+    assert outcome["progress"]["seconds"] <= 15
+
+    for text in (
+        "AUROC, unknown images",
+        "accuracy",
+        "ECE",
+        "NLL",
+        "mlflow ui --backend-store-uri",
+    ):
+        assert text in done.out
+    last = done.out.splitlines()[-1].strip()  # the line that loads the model, run as it is printed
+    assert last.startswith("python -c")
+    command = last.replace("python", sys.executable, 1)
+    loaded = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert loaded.returncode == 0, loaded.stderr
+    assert "MLP(" in loaded.stdout
+
+    again = job("quickstart")
+    assert again.code == 0
+    assert again.out.count("has finished before") == 3

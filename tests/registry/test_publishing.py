@@ -1,0 +1,77 @@
+"""What a registered version can do for people who have never heard of us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from precalib_ray.core import checkpoint, models
+from precalib_ray.errors import TrackingError
+from precalib_ray.registry import loading, publishing, tracking
+
+pytestmark = pytest.mark.slow
+
+SPECS = [
+    {"kind": "mlp", "num_classes": 7, "input_shape": [1, 8, 8], "batch_norm": True},
+    {
+        "kind": "torchvision",
+        "name": "mobilenet_v3_small",
+        "num_classes": 7,
+        "input_shape": [3, 32, 32],
+    },
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["kind"])
+def test_a_version_predicts_with_mlflow_alone_and_trains_with_us(
+    spec: dict[str, object], tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    model = models.build(spec, seed=1)
+    directory = checkpoint.save(tmp_path / "checkpoint", model=model, spec=spec, metrics={"a": 1})
+    name = publishing.default_name(spec)
+    versions = []
+    for _ in range(2):
+        run = tracking.Run(uri=store, experiment="e", name="r", tags={})
+        for _ in range(2):  # published twice, a run has one version all the same
+            versions.append(
+                publishing.publish(
+                    run, directory, name=name, tags={"t": 1}, description="what it is"
+                )
+            )
+    assert versions == ["1", "1", "2", "2"]
+    newest = run.client.get_model_version_by_alias(name, "candidate")
+    assert str(newest.version) == "2"
+    assert newest.description == "what it is"
+
+    pulled = loading.pull(f"models:/{name}@candidate", tracking_uri=store)
+    loaded = checkpoint.load_model(pulled)
+    inputs = torch.randn(3, *spec["input_shape"])  # type: ignore[misc]
+    expected = model.eval()(inputs).detach().numpy()
+    assert np.array_equal(loaded.eval()(inputs).detach().numpy(), expected)
+
+    exported = mlflow.pytorch.load_model(f"models:/{name}/2")
+    served = mlflow.pyfunc.load_model(f"models:/{name}@candidate")
+    for batch in (1, 3):
+        assert np.allclose(exported(inputs[:batch]).detach(), expected[:batch], atol=1e-5)
+        assert np.allclose(served.predict(inputs[:batch].numpy()), expected[:batch], atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_told_and_its_checkpoint_kept(tmp_path: Path) -> None:
+    spec = {
+        "kind": "function",
+        "name": "tests.registry.user_functions:network_that_branches",
+        "num_classes": 3,
+        "input_shape": [4],
+    }
+    model = models.build(spec)
+    directory = checkpoint.save(tmp_path / "checkpoint", model=model, spec=spec, metrics={})
+    run = tracking.Run(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="e", name="r", tags={})
+    with pytest.raises(TrackingError, match=r"could not be registered: .*checkpoint is whole"):
+        publishing.publish(
+            run, directory, name="branches", tags={}, description="", trust_code=True
+        )
