@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING
 
 from precalib_ray.version import __version__
@@ -28,8 +29,10 @@ def load_pretrained(
     """
     from precalib_ray.core.checkpoint import load_model
 
-    if uri.startswith("models:/"):
-        from precalib_ray.registry.loading import pull
+    if not uri.startswith("models:/"):
+        return load_model(uri, trust_code=trust_code)
+    from precalib_ray.registry.loading import pull
 
-        return load_model(pull(uri, tracking_uri=tracking_uri), trust_code=trust_code)
-    return load_model(uri, trust_code=trust_code)
+    with tempfile.TemporaryDirectory() as directory:
+        pull(uri, directory, tracking_uri=tracking_uri)
+        return load_model(directory, trust_code=trust_code)

@@ -18,7 +18,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-
 _started_here = False
 
 
@@ -73,7 +72,7 @@ def require_resources(needed: dict[str, float]) -> None:
     """Refuse what a cluster of fixed size can never give; raises ClusterError."""
     available = ray.cluster_resources()
     short = [
-        f"{amount:g} {name} are needed, {available.get(name, 0):g} exist"
+        f"{name}: {amount:g} needed, {available.get(name, 0):g} there"
         for name, amount in needed.items()
         if amount > available.get(name, 0)
     ]

@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from precalib_ray.core.engine import Progress
-from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.core.pretraining import Outcome, Pretraining
 from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import CheckpointError, DivergedError
 
@@ -30,29 +30,23 @@ def pretrain(payload: Mapping[str, Any]) -> dict[str, Any]:
         ``outcome``, or ``diverged``, the message: to Ray that is no failure, for a run that
         diverged once would do it again.
     """
-    config, device = payload["config"], _prepare(payload)
-    run = Pretraining(config, **_shared(payload), device=device)
-    _resume(run.resume)
-
-    def save(progress: Progress) -> str:
-        return _report(run.write, f"step-{progress.step:08d}", progress)
-
-    try:
-        outcome = run.run(
-            save=save,
-            save_every=config["checkpoints"]["every_steps"],
-            on_progress=_publisher(payload["queue"]),
-        )
-    except DivergedError as error:
-        return {"diverged": str(error)}
-    _report(lambda directory: run.write(directory, outcome), "final", run.progress)
-    return {"outcome": outcome.to_json()}
+    return _work(Pretraining, payload, last="final", to_plain=Outcome.to_json)
 
 
 def train(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Data training on one worker; returns what ``pretrain`` does."""
-    config, device = payload["config"], _prepare(payload)
-    run = DataTraining(config, **_shared(payload), device=device)
+    return _work(DataTraining, payload, last="best", to_plain=dict)
+
+
+def _work(
+    phase: Callable[..., Any],
+    payload: Mapping[str, Any],
+    *,
+    last: str,
+    to_plain: Callable[[Any], dict[str, Any]],
+) -> dict[str, Any]:
+    """Build a phase, go on where it was, run it to its end, and report the ``last`` checkpoint."""
+    run = phase(payload["config"], **_shared(payload), device=_prepare(payload))
     _resume(run.resume)
 
     def save(progress: Progress) -> str:
@@ -62,8 +56,8 @@ def train(payload: Mapping[str, Any]) -> dict[str, Any]:
         outcome = run.run(save=save, on_progress=_publisher(payload["queue"]))
     except DivergedError as error:
         return {"diverged": str(error)}
-    _report(lambda directory: run.write_best(directory, outcome), "best", run.progress)
-    return {"outcome": outcome}
+    _report(lambda directory: run.write(directory, outcome), last, run.progress)
+    return {"outcome": to_plain(outcome)}
 
 
 def _prepare(payload: Mapping[str, Any]) -> torch.device:

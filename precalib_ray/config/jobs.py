@@ -20,8 +20,9 @@ from precalib_ray.config.recipe import (
     Optimizer,
     Schedule,
 )
-from precalib_ray.core.engine import ID_LOSSES, SOFT_LOSSES, Limits
+from precalib_ray.core.engine import Limits
 from precalib_ray.core.labels import SOFT
+from precalib_ray.core.losses import ID_LOSSES, SOFT_LOSSES
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Trainable = Literal["all", "head"] | Annotated[list[str], Field(min_length=1)]

@@ -15,68 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from precalib_ray.core import models
+from precalib_ray.core.losses import loss_sum
+from precalib_ray.core.optimizers import build_optimizer, learning_rate
 from precalib_ray.core.seeding import DROPOUT, mix
 from precalib_ray.errors import DivergedError
 
-SOFT_LOSSES = frozenset({"cross_entropy", "kl_div"})
-"""Losses that take probabilities (B, K)."""
-
-ID_LOSSES = frozenset({"cross_entropy", "focal"})
-"""Losses that take class ids (B,)."""
-
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between looks at the losses, by device: on a GPU a look waits for the device."""
-
-
-def loss_sum(spec: Mapping[str, Any], logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss summed over the batch, from logits (B, K) and ids (B,) or probabilities (B, K).
-
-    ``cross_entropy`` (with ``label_smoothing``); ``kl_div``, the divergence of the prediction from
-    soft targets; ``focal`` with ``gamma`` (Lin et al., 2017).
-    """
-    logits = logits.float()
-    if spec["kind"] == "kl_div":
-        return F.kl_div(logits.log_softmax(-1), targets, reduction="sum")
-    if spec["kind"] == "focal":
-        log_p = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-        return ((1 - log_p.exp()).pow(spec["gamma"]) * -log_p).sum()
-    smoothing = float(spec.get("label_smoothing", 0.0))
-    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-
-
-def learning_rate(
-    schedule: Mapping[str, Any], base: float, step: int, num_steps: int | None
-) -> float:
-    """The learning rate of a step (from 0): linear warm-up, then ``constant``, ``linear`` or
-    ``cosine`` decay to 0 at ``num_steps``, which only ``constant`` can do without.
-    """
-    warmup = int(schedule.get("warmup_steps", 0))
-    if step < warmup:
-        return base * (step + 1) / warmup
-    if schedule["kind"] == "constant":
-        return base
-    assert num_steps is not None, "a decaying schedule needs its end"
-    share = min(1.0, (step - warmup) / max(1, num_steps - warmup))
-    return base * (
-        (1 - share) if schedule["kind"] == "linear" else (1 + math.cos(math.pi * share)) / 2
-    )
-
-
-def build_optimizer(
-    spec: Mapping[str, Any], parameters: Sequence[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """``sgd``, ``adam`` or ``adamw``, fused."""
-    common = {"lr": spec["lr"], "weight_decay": spec.get("weight_decay", 0.0), "fused": True}
-    if spec["kind"] == "sgd":
-        momentum, nesterov = spec.get("momentum", 0.0), spec.get("nesterov", False)
-        return torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov, **common)
-    optimizer = torch.optim.Adam if spec["kind"] == "adam" else torch.optim.AdamW
-    return optimizer(parameters, betas=tuple(spec.get("betas", (0.9, 0.999))), **common)
 
 
 def world() -> tuple[int, int]:
@@ -222,11 +171,6 @@ class Progress:
     def mean_loss(self) -> float | None:
         """Mean training loss since the last evaluation, if there was a step."""
         return self.loss_sum / self.loss_steps if self.loss_steps else None
-
-    @property
-    def evaluation_share(self) -> float:
-        """Seconds of evaluation by seconds of training."""
-        return self.evaluation_seconds / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)

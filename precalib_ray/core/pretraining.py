@@ -93,6 +93,7 @@ class Pretraining:
         self._seed, self._batch_size = recipe["seed"], recipe["batch_size"]
         self._limits = Limits(**recipe["duration"])
         self._probes = recipe["probes"]
+        self._save_every = recipe["checkpoints"]["every_steps"]
         images, statistics = images or {}, statistics or {}
         size, seed = self._probes["size"], self._probes["seed"]
         self.panel = Panel(
@@ -162,7 +163,6 @@ class Pretraining:
         self,
         *,
         save: Callable[[Progress], str] | None = None,
-        save_every: int | None = None,
         on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
     ) -> Outcome:
         """Train until a limit is reached, probing on the way, and measure the whole panel.
@@ -195,7 +195,7 @@ class Pretraining:
                 batch_size=self._batch_size,
             ),
             save=save,
-            save_every=save_every,
+            save_every=self._save_every,
             on_progress=on_progress,
         )
         return Outcome(self.progress, self.before, self.panel.measure(self.engine.model))

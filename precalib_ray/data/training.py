@@ -103,13 +103,20 @@ class DataTraining:
             file = Path(directory) / checkpoint.STATE_FILE
             raise CheckpointError(f"{file}: of another run: {error}") from error
 
-    def write(self, directory: Path | str) -> None:
-        """Write a checkpoint of this moment, which training can go on from."""
-        self._save(directory, {"progress": asdict(self.progress)})
-
-    def write_best(self, directory: Path | str, outcome: Mapping[str, Any]) -> None:
-        """Write the weights that ``run`` has left: those of the best validation NLL."""
-        self._save(directory, outcome)
+    def write(self, directory: Path | str, outcome: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint of this moment; with the outcome of ``run``, whose weights are those
+        of the best validation NLL.
+        """
+        state = training_state(self.engine, self.progress)
+        state |= {"best": self._best, "best_weights": self._best_weights}
+        checkpoint.save(
+            directory,
+            model=self.engine.model,
+            spec=self.spec,
+            metrics=outcome or {"progress": asdict(self.progress)},
+            normalization={"mean": list(self._info.mean), "std": list(self._info.std)},
+            trainer_state=state,
+        )
 
     def run(
         self,
@@ -201,18 +208,6 @@ class DataTraining:
     def _inputs(self, images: Tensor) -> Tensor:
         return to_input(
             images, shape=self.spec["input_shape"], mean=self._info.mean, std=self._info.std
-        )
-
-    def _save(self, directory: Path | str, outcome: Mapping[str, Any]) -> None:
-        state = training_state(self.engine, self.progress)
-        state |= {"best": self._best, "best_weights": self._best_weights}
-        checkpoint.save(
-            directory,
-            model=self.engine.model,
-            spec=self.spec,
-            metrics=outcome,
-            normalization={"mean": list(self._info.mean), "std": list(self._info.std)},
-            trainer_state=state,
         )
 
 

@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry.tracking import require_reachable, resolve_uri
 
 EXTRA_FILES = "extra_files"
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
-def pull(uri: str, *, tracking_uri: str | None = None) -> Path:
+def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) -> str:
     """Download the checkpoint directory of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    MLflow's own resolution of such URIs goes to the server that is set globally in the process,
+    whatever server is named; this one asks the server that is named, and sets nothing.
+
+    Args:
+        uri: the version, by number or by alias.
+        directory: where the files go.
+        tracking_uri: as ``resolve_uri`` takes it.
+
+    Returns:
+        ``models:/NAME/VERSION``: an alias moves on, this does not.
 
     Raises:
         TrackingError: the server cannot be reached, or has no such model.
         CheckpointError: the version was not published by precalib_ray.
     """
-    tracking_uri = resolve_uri(tracking_uri)
-    require_reachable(tracking_uri)
+    server = resolve_uri(tracking_uri)
+    require_reachable(server)
+    client = MlflowClient(tracking_uri=server, registry_uri=server)
     try:
-        directory = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=tracking_uri))
+        version = _find(client, uri)
+        source = client.get_model_version_download_uri(version.name, version.version)
+        extra = f"{source}/{EXTRA_FILES}"
+        held = mlflow.artifacts.list_artifacts(artifact_uri=extra, tracking_uri=server)
+        if checkpoint.MODEL_FILE not in {Path(item.path).name for item in held}:
+            raise CheckpointError(f"{uri} holds no precalib_ray checkpoint")
+        for item in held:
+            name = Path(item.path).name
+            mlflow.artifacts.download_artifacts(
+                f"{extra}/{name}", dst_path=str(directory), tracking_uri=server
+            )
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{uri} cannot be pulled: {error}") from None
-    extra = directory / EXTRA_FILES
-    if not (extra / checkpoint.MODEL_FILE).exists():
-        raise CheckpointError(f"{uri} holds no precalib_ray checkpoint")
-    return extra
+    return f"models:/{version.name}/{version.version}"
+
+
+def _find(client: MlflowClient, uri: str) -> ModelVersion:
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise TrackingError(f"{uri} is neither models:/NAME@ALIAS nor models:/NAME/VERSION")
+    if match["alias"]:
+        return client.get_model_version_by_alias(match["name"], match["alias"])
+    return client.get_model_version(match["name"], match["version"])

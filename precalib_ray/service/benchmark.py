@@ -75,7 +75,7 @@ def ray_cost(config: BenchmarkConfig) -> dict[str, float]:
             on_ray.append(progress["step"] / progress["seconds"])
     ratio = max(on_ray) / max(plain)
     table(
-        f"Steps per second of {config.recipe}, {config.cpus} CPUs, best of {config.repeats}",
+        f"Steps per second of {config.recipe}, {config.cpus} CPU, best of {config.repeats}",
         ("plain process", "on Ray", "ratio"),
         [(f"{max(plain):.2f}", f"{max(on_ray):.2f}", f"{ratio:.3f}")],
     )

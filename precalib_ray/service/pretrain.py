@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from precalib_ray.cluster import session, trainer, worker
+from precalib_ray.cluster import worker
 from precalib_ray.config import base
 from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
 from precalib_ray.core import pretraining
@@ -16,7 +15,8 @@ from precalib_ray.registry import publishing, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.terminal import Display, console, stage, table
+from precalib_ray.service.job import close_run, log_files, open_run, run_workers
+from precalib_ray.service.terminal import console, stage, table
 from precalib_ray.version import __version__
 
 
@@ -73,77 +73,26 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     return Pretrained(result.checkpoint, result.outcome, model_uri)
 
 
-def open_run(config: Any, identity: Identity, *, phase: str) -> tracking.Run | None:
-    """Begin, or go on with, the MLflow run of a job, unless it is to be offline.
-
-    Raises:
-        TrackingError: the server does not answer within seconds.
-    """
-    if config.tracking.offline:
-        return None
-    uri = tracking.resolve_uri(config.tracking.uri)
-    tracking.require_reachable(uri)
-    run = tracking.Run(
-        uri=uri,
-        experiment=config.tracking.experiment,
-        name=config.name,
-        tags={
-            "precalib.phase": phase,
-            "precalib.version": __version__,
-            "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
-        },
-        run_id=identity.run_id,
-    )
-    if run.run_id != identity.run_id:
-        identity.update(run_id=run.run_id)
-        run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
-    return run
-
-
-def close_run(run: tracking.Run | None, config: Any, status: str) -> None:
-    """Set the status of the MLflow run; what could not be sent is kept in the run's folder."""
-    if run is None:
-        return
-    folder = Path(config.storage) if "://" not in config.storage else Path()
-    kept = run.end(status, spool=folder / config.name / "mlflow-pending.jsonl")
-    if kept is not None:
-        console.print(f"MLflow is away; what it did not take is kept in {kept}", style="yellow")
-
-
 def _train(
     config: PretrainConfig,
     images: Mapping[str, Any],
     statistics: Mapping[str, Any],
     run: tracking.Run | None,
 ) -> Pretrained:
-    total = config.limits.num_steps(config.batch_size)
-    with session.connect() as local, Display("noise pretraining", total) as display:
-        text = ""
-
-        def on_record(record: dict[str, Any]) -> None:
-            nonlocal text
-            for probing in record["evaluations"]:
-                text = f" deviation {probing['deviation']:.4f}"
-            display.update(record["step"], f"loss {record['loss']:.4f}{text}")
-            if run is None:
-                return
-            names = ("loss", "learning_rate", "samples_per_second", "samples")
-            run.log_metrics({name: record[name] for name in names}, step=record["step"])
-            for probing in record["evaluations"]:
-                run.log_metrics(deviations(probing), step=probing["step"])
-
-        fitted = trainer.fit(
-            worker.pretrain,
-            config.model_dump(),
-            {"images": dict(images), "statistics": dict(statistics)},
-            keep=config.checkpoints.keep,
-            local=local,
-            on_record=on_record,
-        )
+    fitted = run_workers(
+        worker.pretrain,
+        config,
+        {"images": dict(images), "statistics": dict(statistics)},
+        run,
+        title="noise pretraining",
+        num_steps=config.limits.num_steps(config.batch_size),
+        keep=config.checkpoints.keep,
+        tell=lambda probing: (f"deviation {probing['deviation']:.4f}", _deviations(probing)),
+    )
     return Pretrained(fitted.checkpoint, fitted.outcome, None)
 
 
-def deviations(record: Mapping[str, Any]) -> dict[str, float]:
+def _deviations(record: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of one probing, by their names in MLflow."""
     each = {f"deviation/{name}": value for name, value in record["deviations"].items()}
     return {"deviation": record["deviation"], **each}
@@ -164,16 +113,12 @@ def _publish(config: PretrainConfig, result: Pretrained, run: tracking.Run) -> s
             },
             step=progress["step"],
         )
-        with tempfile.TemporaryDirectory() as folder:
-            figure = figures.pretraining(
-                outcome,
-                title=f"{config.name}: confidence to chance",
-                num_classes=config.model.num_classes,
-            )
-            run.log_file(figures.save(figure, Path(folder) / "deviation.png"), "figures")
-            file = Path(folder) / "config.yaml"
-            file.write_text(base.to_yaml(config, exclude={"tracking"}))
-            run.log_file(file)
+        figure = figures.pretraining(
+            outcome,
+            title=f"{config.name}: confidence to chance",
+            num_classes=config.model.num_classes,
+        )
+        log_files(run, config, figure, "deviation")
         tags = {
             "precalib.deviation": f"{after['deviation']:.6f}",
             "precalib.worst_probe": after["worst"],

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from precalib_ray.cluster import session, trainer, worker
-from precalib_ray.config import base
+from precalib_ray.cluster import worker
 from precalib_ray.config.jobs import FromCheckpoint, FromRegistry, FromZeroHead, TrainConfig
 from precalib_ray.core import checkpoint
 from precalib_ray.data import parquet
@@ -20,8 +19,8 @@ from precalib_ray.registry import loading, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.pretrain import close_run, open_run
-from precalib_ray.service.terminal import Display, console, table
+from precalib_ray.service.job import Told, close_run, log_files, open_run, run_workers
+from precalib_ray.service.terminal import console, table
 
 METRICS = ("accuracy", "mean_confidence", "overconfidence", "ece", "nll", "brier")
 
@@ -42,9 +41,7 @@ def train(config: TrainConfig) -> Trained:
         PrecalibError: see its families.
     """
     splits = _read(config)
-    if not config.tracking.offline:
-        tracking.require_reachable(tracking.resolve_uri(config.tracking.uri))
-    start = _start(config)
+    start, start_uri = _start(config)
     spec, info = start["spec"], splits["train"].info
     if spec["num_classes"] != info.num_classes:
         allowed = f"the data set {config.data.path} has {info.num_classes} classes"
@@ -68,7 +65,7 @@ def train(config: TrainConfig) -> Trained:
     try:
         trained = _train(config, start, splits, run)
         if run is not None:
-            _log(config, trained, splits, run)
+            _log(config, trained, start_uri, run)
     except BaseException as error:
         close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -93,20 +90,24 @@ def _read(config: TrainConfig) -> dict[str, Split]:
     return splits
 
 
-def _start(config: TrainConfig) -> dict[str, Any]:
-    """Model spec, weights and whether to zero the last layer, as ``DataTraining`` takes them."""
+def _start(config: TrainConfig) -> tuple[dict[str, Any], str | None]:
+    """Model spec, weights and whether to zero the last layer, as ``DataTraining`` takes them; and
+    where the weights are from.
+    """
     start = config.start
     if isinstance(start, FromRegistry | FromCheckpoint):
-        directory = (
-            loading.pull(start.uri, tracking_uri=config.tracking.uri)
-            if isinstance(start, FromRegistry)
-            else Path(start.path)
-        )
-        model = checkpoint.load_model(directory, trust_code=start.trust_code)
-        spec = checkpoint.read_description(directory)["model"]
-        return {"spec": spec, "weights": model.state_dict(), "zero_head": False}
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder)
+            if isinstance(start, FromRegistry):
+                uri = loading.pull(start.uri, directory, tracking_uri=config.tracking.uri)
+                console.print(f"starting from {uri}")
+            else:
+                directory, uri = Path(start.path), start.path
+            model = checkpoint.load_model(directory, trust_code=start.trust_code)
+            spec = checkpoint.read_description(directory)["model"]
+        return {"spec": spec, "weights": model.state_dict(), "zero_head": False}, uri
     zero_head = isinstance(start, FromZeroHead)
-    return {"spec": start.model.model_dump(), "weights": None, "zero_head": zero_head}
+    return {"spec": start.model.model_dump(), "weights": None, "zero_head": zero_head}, None
 
 
 def _train(
@@ -116,64 +117,45 @@ def _train(
     run: tracking.Run | None,
 ) -> Trained:
     batch_size = min(config.batch_size, len(splits["train"].labels))
-    total = config.epochs * (len(splits["train"].labels) // batch_size)
-    with session.connect() as local, Display("data training", total) as display:
-        text = ""
-
-        def on_record(record: dict[str, Any]) -> None:
-            nonlocal text
-            for epoch in record["evaluations"]:
-                text = (
-                    f" val accuracy {epoch['accuracy']:.3f} "
-                    f"confidence {epoch['mean_confidence']:.3f}"
-                )
-            display.update(record["step"], f"loss {record['loss']:.4f}{text}")
-            if run is None:
-                return
-            names = ("loss", "learning_rate", "samples_per_second")
-            run.log_metrics({name: record[name] for name in names}, step=record["step"])
-            for epoch in record["evaluations"]:
-                run.log_metrics(_epoch_metrics(epoch), step=epoch["step"])
-
-        unknown = None
-        if config.num_unknown:
-            shape = splits["train"].info.shape
-            unknown = photo_patches(shape, num=config.num_unknown, seed=config.seed)
-        fitted = trainer.fit(
-            worker.train,
-            config.model_dump(),
-            {"start": dict(start), "splits": dict(splits), "unknown": unknown},
-            keep=2,
-            local=local,
-            on_record=on_record,
-        )
+    unknown = None
+    if config.num_unknown:
+        shape = splits["train"].info.shape
+        unknown = photo_patches(shape, num=config.num_unknown, seed=config.seed)
+    fitted = run_workers(
+        worker.train,
+        config,
+        {"start": dict(start), "splits": dict(splits), "unknown": unknown},
+        run,
+        title="data training",
+        num_steps=config.epochs * (len(splits["train"].labels) // batch_size),
+        keep=2,
+        tell=_tell,
+    )
     return Trained(fitted.checkpoint, fitted.outcome)
 
 
-def _epoch_metrics(epoch: Mapping[str, Any]) -> dict[str, float]:
+def _tell(epoch: Mapping[str, Any]) -> Told:
     metrics = {f"val/{name}": epoch[name] for name in METRICS}
     if epoch["train_loss"] is not None:
         metrics["train/loss"] = epoch["train_loss"]
-    return metrics
+    accuracy, confidence = epoch["accuracy"], epoch["mean_confidence"]
+    return f"val accuracy {accuracy:.3f} confidence {confidence:.3f}", metrics
 
 
-def _log(
-    config: TrainConfig, trained: Trained, splits: Mapping[str, Split], run: tracking.Run
-) -> None:
+def _log(config: TrainConfig, trained: Trained, start_uri: str | None, run: tracking.Run) -> None:
     outcome, step = trained.outcome, trained.outcome["progress"]["step"]
     for name in ("val", "test"):
         if name in outcome:
             values = {f"best_{name}/{key}": value for key, value in outcome[name].items()}
             run.log_metrics(values, step=step)
-    run.set_tags(
-        {"precalib.start": config.start.kind, "precalib.best_step": outcome["best"]["step"]}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        figure = figures.training(outcome, title=config.name)
-        run.log_file(figures.save(figure, Path(folder) / "training.png"), "figures")
-        file = Path(folder) / "config.yaml"
-        file.write_text(base.to_yaml(config, exclude={"tracking"}))
-        run.log_file(file)
+    tags = {"precalib.start": config.start.kind, "precalib.best_step": outcome["best"]["step"]}
+    if start_uri is not None:
+        tags["precalib.start_uri"] = start_uri
+    for name in ("train", *(name for name in ("val", "test") if name in outcome)):
+        split = parquet.split_path(Path(config.data.path), name)
+        tags[f"precalib.data_sha256.{name}"] = parquet.fingerprint(split)
+    run.set_tags(tags)
+    log_files(run, config, figures.training(outcome, title=config.name), "training")
     for name in (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE):
         run.log_file(trained.checkpoint / name, "checkpoint")
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from precalib_ray.config import base
 from precalib_ray.config.jobs import TrainConfig
 from precalib_ray.core import checkpoint
+from precalib_ray.data import parquet
 from precalib_ray.errors import ConfigError
 from precalib_ray.service.train import Trained, train
 
@@ -61,6 +62,9 @@ def test_learns_keeps_the_best_and_logs_every_epoch(tmp_path: Path, digits_folde
         assert [m.value for m in logged] == pytest.approx([r[name] for r in history])
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 4
     assert run.data.metrics["best_test/ece"] == pytest.approx(outcome["test"]["ece"])
+    for name in ("train", "val", "test"):
+        split = parquet.split_path(digits_folder, name)
+        assert run.data.tags[f"precalib.data_sha256.{name}"] == parquet.fingerprint(split)
 
 
 def test_two_workers_learn_what_one_does(tmp_path: Path, digits_folder: Path) -> None:

@@ -6,7 +6,7 @@ from pydantic.fields import PydanticUndefined
 
 from precalib_ray.config import base, recipe
 from precalib_ray.config.jobs import ConvertConfig, PretrainConfig, TrainConfig
-from precalib_ray.core import engine, labels, noise
+from precalib_ray.core import engine, labels, losses, noise
 from precalib_ray.errors import ConfigError
 
 PRETRAIN = {
@@ -330,7 +330,7 @@ def test_noise_fields_are_the_parameters_of_the_functions(kind):
 
 def test_config_and_core_know_the_same_kinds():
     assert set(kinds(recipe.Noise)) == set(noise.KINDS)
-    assert set(kinds(recipe.Loss)) == engine.SOFT_LOSSES | engine.ID_LOSSES
+    assert set(kinds(recipe.Loss)) == losses.SOFT_LOSSES | losses.ID_LOSSES
     assert set(kinds(recipe.Labels)) > labels.SOFT
     assert list(engine.Limits.__dataclass_fields__) == list(
         PretrainConfig.model_fields["duration"].annotation.model_fields

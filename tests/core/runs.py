@@ -77,8 +77,9 @@ def print_memory():
         model={"kind": "mlp", "num_classes": 10, "input_shape": [64], "depth": 2, "width": 64},
         duration={"steps": 1000},
         probes={"size": 16, "stop_size": 8, "every": 5, "max_share": 1.0},
+        checkpoints={"every_steps": 1},
     ))  # fmt: skip
-    run.run(save_every=1, save=lambda p: look(p, {}) or "")
+    run.run(save=lambda p: look(p, {}) or "")
     print(*sizes)
 
 

@@ -48,7 +48,9 @@ def test_a_version_predicts_with_mlflow_alone_and_trains_with_us(
     assert str(newest.version) == "2"
     assert newest.description == "what it is"
 
-    pulled = loading.pull(f"models:/{name}@candidate", tracking_uri=store)
+    pulled = tmp_path / "pulled"
+    uri = loading.pull(f"models:/{name}@candidate", pulled, tracking_uri=store)
+    assert uri == f"models:/{name}/2"
     loaded = checkpoint.load_model(pulled)
     inputs = torch.randn(3, *spec["input_shape"])  # type: ignore[misc]
     expected = model.eval()(inputs).detach().numpy()

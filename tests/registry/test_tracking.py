@@ -83,7 +83,7 @@ def test_metrics_survive_a_server_that_goes_away(
         assert client.get_run(run.run_id).data.params["noise.kind"] == "pink"
 
         with pytest.raises(TrackingError, match="models:/nothing@candidate cannot be pulled"):
-            loading.pull("models:/nothing@candidate", tracking_uri=server.uri)
+            loading.pull("models:/nothing@candidate", tmp_path, tracking_uri=server.uri)
 
         server.stop()
         run.log_metrics({"loss": 0.5}, step=4)
@@ -107,7 +107,9 @@ def test_a_foreign_model_version_is_refused(tmp_path: Path) -> None:
     client.create_registered_model("foreign")
     client.create_model_version("foreign", source=foreign.as_uri())
     with pytest.raises(CheckpointError, match="models:/foreign/1 holds no precalib_ray checkpoint"):
-        loading.pull("models:/foreign/1", tracking_uri=store)
+        loading.pull("models:/foreign/1", tmp_path, tracking_uri=store)
+    with pytest.raises(TrackingError, match="neither models:/NAME@ALIAS nor"):
+        loading.pull("models:/foreign", tmp_path, tracking_uri=store)
 
 
 def test_sqlite_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
