@@ -100,7 +100,9 @@ class Probes(Strict):
 class Compute(Strict):
     """How a step is computed."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is autocast")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 is autocast; CPUs that only emulate it are slower with it"
+    )
     channels_last: bool = Field(False, description="memory format of images and weights")
     compile: bool = Field(False, description="torch.compile")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, float]:
 
 def drawing(config: BenchmarkConfig) -> dict[str, float]:
     """Time to draw a batch of each noise, by that of ``torch.randn`` of the same size."""
-    ratios, rows = {}, []
+    ratios: dict[str, float] = {}
+    shown: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for batch_size, shape in _SHAPES:
         streams = {
             kind: NoiseStream(
@@ -40,16 +42,18 @@ def drawing(config: BenchmarkConfig) -> dict[str, float]:
             )
             for kind in _KINDS
         }  # fmt: skip
-        row = []
         for kind, stream in streams.items():
             best = plain = float("inf")
             for step in range(_DRAWS * config.repeats):
-                plain = min(plain, _seconds(lambda: torch.randn(batch_size, *shape)))  # noqa: B023
-                best = min(best, _seconds(lambda: stream.batch(step)))  # noqa: B023
+                plain = min(plain, _seconds(partial(torch.randn, batch_size, *shape)))
+                best = min(best, _seconds(partial(stream.batch, step)))
             ratios[f"drawing/{kind}/{batch_size}x{'x'.join(map(str, shape))}"] = best / plain
-            row.append(f"{best / plain:.2f}")
-        rows.append((f"{batch_size} x {list(shape)}", *row))
-    table("Drawing a batch, by torch.randn of its size", ("batch", *_KINDS), rows)
+            shown[kind].append(f"{best / plain:.2f}")
+    table(
+        "Drawing a batch, by torch.randn of its size",
+        ("noise", *(f"{size} x {list(shape)}" for size, shape in _SHAPES)),
+        [(kind, *row) for kind, row in shown.items()],
+    )
     return ratios
 
 
