@@ -73,10 +73,13 @@ def test_an_interrupted_job_says_so_and_goes_on(tmp_path: Path) -> None:
         "tracking.offline=true",
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    # Where the tests run in the background of a shell, SIGINT is ignored, by what they start too.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, inherited)
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("runs/mlp-k10/step-*/model.safetensors")):
         assert time.monotonic() < deadline
