@@ -16,6 +16,12 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # Said of every run by Ray 2.60: the variable only announces a new default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Trials have a record of their own; Tune would write three more of each.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that failed has no deviation to report.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # What is shown is ours; the newer output of Tune prints a heading even when it is to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 _started_here = False

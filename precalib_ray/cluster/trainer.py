@@ -85,7 +85,7 @@ def fit(
     pump = threading.Thread(target=_pump, args=(queue, on_record, ended), daemon=True)
     pump.start()
     try:
-        result = _in_thread(trainer.fit)
+        result = in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
@@ -104,7 +104,7 @@ def _local(checkpoint: ray.train.Checkpoint) -> Path:
     return Path(checkpoint.to_directory())
 
 
-def _in_thread(work: Callable[[], Any]) -> Any:
+def in_thread(work: Callable[[], Any]) -> Any:
     """Run in a thread: in the main one Ray would take over Ctrl-C, and end the process its way."""
     outcome: Future[Any] = Future()
 

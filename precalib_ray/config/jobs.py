@@ -31,7 +31,7 @@ Trainable = Literal["all", "head"] | Annotated[list[str], Field(min_length=1)]
 class Duration(Strict):
     """What ends noise pretraining, whichever comes first."""
 
-    steps: int | None = Field(None, ge=1, description="most steps")
+    steps: int | None = Field(None, ge=0, description="most steps; 0 measures and trains nothing")
     samples: int | None = Field(None, ge=1, description="most samples, of all workers together")
     seconds: float | None = Field(None, gt=0, description="most seconds of training steps")
     until_deviation: float | None = Field(
@@ -142,28 +142,40 @@ class Tracking(Strict):
     register_as: str | None = Field(
         None, pattern=_NAME, description="registered model; null: MODEL-kK-precalibrated"
     )
+    tags: dict[str, str] = Field({}, description="more tags of the run and of what it registers")
 
 
-NOT_IDENTITY = {"scaling", "tracking", "storage"}
+NOT_IDENTITY = {"scaling", "tracking", "storage", "trials", "register_best", "register_seeds"}
 """Fields of a job that say where and on what it runs, not what it is."""
 
 
-class _Job(Strict):
+class Named(Strict):
+    """What every job that can be submitted again has."""
+
     name: str = Field(pattern=_NAME, description="the run's name, a folder under storage")
     storage: str = Field(
         "runs", min_length=1, description="where checkpoints go; all nodes share it"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    batch_size: int = Field(128, ge=1, description="samples of a step, of all workers together")
-    compute: Compute = Field(Compute(), description="how a step is computed")
-    scaling: Scaling = Field(Scaling(), description="what Ray is asked for")
     tracking: Tracking = Field(Tracking(), description="where MLflow is")
 
     @model_validator(mode="after")
-    def _workers(self) -> Self:
+    def _no_secrets(self) -> Self:
         if "@" in urlsplit(self.tracking.uri or "").netloc:
             allowed = "must hold no user or password; MLflow reads them from its environment"
             raise ContradictionError("tracking.uri", "(not shown)", allowed)
+        return self
+
+
+class Job(Named):
+    """What both phases of training have."""
+
+    batch_size: int = Field(128, ge=1, description="samples of a step, of all workers together")
+    compute: Compute = Field(Compute(), description="how a step is computed")
+    scaling: Scaling = Field(Scaling(), description="what Ray is asked for")
+
+    @model_validator(mode="after")
+    def _workers(self) -> Self:
         workers = self.scaling.num_workers
         if self.batch_size < workers:
             allowed = f"must be >= scaling.num_workers, {workers}"
@@ -175,7 +187,7 @@ class _Job(Strict):
         return self
 
 
-class PretrainConfig(_Job):
+class PretrainConfig(Job):
     """Noise pretraining: random noise and random labels until confidence is at chance."""
 
     model: Model = Field(description="the network")
@@ -191,6 +203,12 @@ class PretrainConfig(_Job):
     duration: Duration = Field(description="when to stop")
     probes: Probes = Field(Probes(), description="where confidence is measured")
     checkpoints: Checkpoints = Field(Checkpoints(), description="when the run is saved")
+
+    @property
+    def max_samples(self) -> int | None:
+        """The most samples that the duration allows; None if only time ends it."""
+        num_steps = self.limits.num_steps(self.batch_size)
+        return None if num_steps is None else num_steps * self.batch_size
 
     @property
     def limits(self) -> Limits:
@@ -299,7 +317,7 @@ class TrainData(Strict):
     augmentation: Augmentation = Field(Augmentation(), description="of training images")
 
 
-class TrainConfig(_Job):
+class TrainConfig(Job):
     """Data training: from a pre-calibrated checkpoint, or from one of its baselines."""
 
     start: Start = Field(description="where the weights come from")

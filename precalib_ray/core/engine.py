@@ -199,6 +199,7 @@ def run(
     progress: Progress | None = None,
     evaluate: Callable[[Progress], dict[str, Any]] | None = None,
     evaluate_at: Callable[[Progress], bool] = lambda progress: False,
+    on_evaluation: Callable[[Progress], None] | None = None,
     save: Callable[[Progress], str] | None = None,
     save_every: int | None = None,
     on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
@@ -215,6 +216,8 @@ def run(
         evaluate: called on every rank; what it returns is kept in the history, and its
             ``deviation`` is what ``until_deviation`` waits for, its ``num_forwards`` counted.
         evaluate_at: whether to evaluate after the step just taken.
+        on_evaluation: called on rank 0 after an evaluation, which is the last of the history; its
+            time is not counted.
         save: writes a checkpoint, and returns its name for messages; called on every rank.
         save_every: steps between checkpoints.
         on_progress: called on rank 0, at most every ``report_every_s`` seconds, with loss,
@@ -289,6 +292,8 @@ def run(
                 _evaluate(evaluate, progress, limits, engine)
                 model.train()
                 progress.evaluation_seconds += time.perf_counter() - pause
+                if on_evaluation is not None and engine.rank == 0:
+                    on_evaluation(progress)
             if save_now and save is not None:
                 progress.last_good = save(progress)
             before, mark = progress.seconds, time.perf_counter()

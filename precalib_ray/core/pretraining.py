@@ -163,9 +163,12 @@ class Pretraining:
         self,
         *,
         save: Callable[[Progress], str] | None = None,
+        on_evaluation: Callable[[Progress], None] | None = None,
         on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
     ) -> Outcome:
         """Train until a limit is reached, probing on the way, and measure the whole panel.
+
+        The callbacks are those of ``engine.run``.
 
         Raises:
             DivergedError: as ``engine.run``.
@@ -194,6 +197,7 @@ class Pretraining:
                 cost=cost,
                 batch_size=self._batch_size,
             ),
+            on_evaluation=on_evaluation,
             save=save,
             save_every=self._save_every,
             on_progress=on_progress,

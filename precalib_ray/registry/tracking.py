@@ -164,6 +164,24 @@ class Run:
         except Exception as error:
             raise TrackingError(f"MLflow did not take tags: {error}") from error
 
+    def children(self, tag: str) -> set[str]:
+        """Values of a tag over the runs whose parent this is; raises TrackingError."""
+        try:
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            found, token = set(), None
+            while True:
+                page = self.client.search_runs(
+                    [experiment],
+                    f"tags.`mlflow.parentRunId` = '{self.run_id}'",
+                    page_token=token,
+                )
+                found |= {run.data.tags[tag] for run in page if tag in run.data.tags}
+                token = page.token
+                if not token:
+                    return found
+        except Exception as error:  # stores and drivers fail in ways of their own
+            raise TrackingError(f"MLflow did not list runs: {error}") from error
+
     def end(self, status: str, spool: Path) -> Path | None:
         """Set the status: FINISHED, FAILED or KILLED.
 

@@ -67,15 +67,29 @@ class Identity:
     def update(self, **values: Any) -> None:
         """Add to the record."""
         self.record |= values
-        temporary = f"{self._directory}/.{_FILE}.new"
-        with self._files.open_output_stream(temporary) as stream:
-            stream.write(json.dumps(self.record, indent=2).encode())
-        self._files.move(temporary, f"{self._directory}/{_FILE}")
+        self.write(_FILE, json.dumps(self.record, indent=2))
+
+    def write(self, file: str, text: str) -> None:
+        """Replace a file of the run's folder, whole or not at all."""
+        folder, _, name = f"{self._directory}/{file}".rpartition("/")
+        self._files.create_dir(folder, recursive=True)
+        with self._files.open_output_stream(f"{folder}/.{name}.new") as stream:
+            stream.write(text.encode())
+        self._files.move(f"{folder}/.{name}.new", f"{folder}/{name}")
+
+    def read_all(self, folder: str) -> list[dict[str, Any]]:
+        """The JSON files of a folder in the run's folder, by name."""
+        selector = pyarrow.fs.FileSelector(f"{self._directory}/{folder}", allow_not_found=True)
+        files = sorted(f.path for f in self._files.get_file_info(selector) if f.extension == "json")
+        return [self._load(file) for file in files]
 
     def _read(self) -> dict[str, Any]:
         path = f"{self._directory}/{_FILE}"
         if self._files.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
             return {}
+        return self._load(path)
+
+    def _load(self, path: str) -> dict[str, Any]:
         with self._files.open_input_stream(path) as stream:
             record: dict[str, Any] = json.loads(stream.read())
         return record

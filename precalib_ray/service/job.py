@@ -11,19 +11,18 @@ from matplotlib.figure import Figure
 
 from precalib_ray.cluster import session, trainer
 from precalib_ray.config import base
-from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig, TrainConfig
+from precalib_ray.config.jobs import NOT_IDENTITY, Job, Named
 from precalib_ray.registry import tracking
 from precalib_ray.report import figures
 from precalib_ray.service.identity import Identity
 from precalib_ray.service.terminal import Display, console
 from precalib_ray.version import __version__
 
-Config = PretrainConfig | TrainConfig
 Told = tuple[str, dict[str, float]]
 """What an evaluation says: a few words for the terminal, and metrics for MLflow."""
 
 
-def open_run(config: Config, identity: Identity, *, phase: str) -> tracking.Run | None:
+def open_run(config: Named, identity: Identity, *, phase: str) -> tracking.Run | None:
     """Begin, or go on with, the MLflow run of a job, unless it is to be offline.
 
     Raises:
@@ -41,6 +40,7 @@ def open_run(config: Config, identity: Identity, *, phase: str) -> tracking.Run 
             "precalib.phase": phase,
             "precalib.version": __version__,
             "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
+            **config.tracking.tags,
         },
         run_id=identity.run_id,
     )
@@ -50,7 +50,7 @@ def open_run(config: Config, identity: Identity, *, phase: str) -> tracking.Run 
     return run
 
 
-def close_run(run: tracking.Run | None, config: Config, status: str) -> None:
+def close_run(run: tracking.Run | None, config: Named, status: str) -> None:
     """Set the status of the MLflow run; what could not be sent is kept in the run's folder."""
     if run is None:
         return
@@ -62,7 +62,7 @@ def close_run(run: tracking.Run | None, config: Config, status: str) -> None:
 
 def run_workers(
     worker: Callable[[Mapping[str, Any]], dict[str, Any]],
-    config: Config,
+    config: Job,
     shared: Mapping[str, Any],
     run: tracking.Run | None,
     *,
@@ -113,7 +113,7 @@ def run_workers(
         )
 
 
-def log_files(run: tracking.Run, config: Config, figure: Figure, name: str) -> None:
+def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> None:
     """Store a job's figure and the config it ran with."""
     with tempfile.TemporaryDirectory() as folder:
         run.log_file(figures.save(figure, Path(folder) / f"{name}.png"), "figures")

@@ -129,6 +129,7 @@ def _publish(config: PretrainConfig, result: Pretrained, run: tracking.Run) -> s
             "precalib.seed": config.seed,
             "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
             "precalib.version": __version__,
+            **config.tracking.tags,
         }
         version = publishing.publish(
             run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# A log has no width of its own; 80 columns would cut tables.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 _LINE_EVERY_S = 10.0
 
 

@@ -1,0 +1,169 @@
+"""Search spaces: plain data in which any value may be a domain.
+
+A domain is a mapping of one key, its kind::
+
+    {choice: [a, b]}            one of the values, which may hold domains of their own
+    {uniform: [low, high]}      a float
+    {loguniform: [low, high]}   a float, uniform in its logarithm
+    {randint: [low, high]}      an integer, both ends included
+    {quniform: [low, high, q]}  a multiple of q from low; an integer if all three are
+
+A point of a space is a flat mapping of paths to values. What lies in a value of a ``choice`` is
+only asked for where that value is chosen: ``noise.pink.alpha`` where the noise is ``pink``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from precalib_ray.errors import ConfigError, Problem
+
+KINDS = ("choice", "uniform", "loguniform", "randint", "quniform")
+
+Point = dict[str, Any]
+Choose = Callable[[str, str, list[Any]], Any]
+"""Gives the value of the domain with this path, kind and arguments; of a choice, its name."""
+
+
+def resolve(space: Any, choose: Choose, path: str = "") -> Any:
+    """Plain data: the space with every domain replaced by what is chosen."""
+    if is_domain(space):
+        ((kind, arguments),) = space.items()
+        if kind != "choice":
+            return choose(path, kind, arguments)
+        names = option_names(arguments)
+        name = choose(path, kind, names)
+        return resolve(arguments[names.index(name)], choose, f"{path}.{name}")
+    if isinstance(space, Mapping):
+        return {
+            key: resolve(value, choose, f"{path}.{key}" if path else str(key))
+            for key, value in space.items()
+        }
+    if isinstance(space, list):
+        return [resolve(value, choose, f"{path}.{index}") for index, value in enumerate(space)]
+    return space
+
+
+def at(space: Any, point: Mapping[str, Any]) -> Any:
+    """Plain data at a point; raises KeyError if the point is of another space."""
+    return resolve(space, lambda path, kind, arguments: point[path])
+
+
+def is_domain(value: Any) -> bool:
+    """Whether this is a mapping of one key, which names a kind of domain."""
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in KINDS
+
+
+def option_names(options: Sequence[Any]) -> list[str]:
+    """Short, different names of a choice's values: their ``kind``, or the values themselves."""
+    names: list[str] = []
+    for option in options:
+        name = str(option.get("kind", "option") if isinstance(option, Mapping) else option)
+        number = sum(known.partition("#")[0] == name for known in names) + 1
+        names.append(name if number == 1 else f"{name}#{number}")
+    return names
+
+
+def check(space: Any, path: str = "") -> None:
+    """See that every domain is well formed; raises ConfigError."""
+    if is_domain(space):
+        ((kind, arguments),) = space.items()
+        wrong = _wrong(kind, arguments)
+        if wrong:
+            raise ConfigError([Problem(f"{path}.{kind}", arguments, wrong)])
+        if kind == "choice":
+            for name, option in zip(option_names(arguments), arguments, strict=True):
+                check(option, f"{path}.{name}")
+    elif isinstance(space, Mapping):
+        for key, value in space.items():
+            check(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(space, list):
+        for index, value in enumerate(space):
+            check(value, f"{path}.{index}")
+
+
+def corners(space: Any) -> Iterator[Point]:
+    """Points that together take every value of every choice and both ends of every range."""
+    pending: list[Point] = [{}]
+    seen: set[tuple[str, Any]] = set()
+    while pending:
+        forced = pending.pop(0)
+        point: Point = {}
+
+        def choose(
+            path: str, kind: str, arguments: list[Any], forced: Point = forced, point: Point = point
+        ) -> Any:
+            values = arguments if kind == "choice" else arguments[:2]
+            point[path] = forced.get(path, values[0])
+            seen.add((path, point[path]))
+            for value in values:
+                if (path, value) not in seen:
+                    seen.add((path, value))
+                    pending.append({**point, path: value})
+            return point[path]
+
+        resolve(space, choose)
+        yield point
+
+
+def grid(space: Any) -> Iterator[Point]:
+    """Every point of a space of choices, ``randint`` and ``quniform``.
+
+    Raises:
+        ConfigError: a range has no steps to enumerate.
+    """
+    pending: list[Point] = [{}]
+    while pending:
+        decided = pending.pop(0)
+
+        def choose(path: str, kind: str, arguments: list[Any], decided: Point = decided) -> Any:
+            if path in decided:
+                return decided[path]
+            raise _UndecidedError(path, kind, arguments)
+
+        try:
+            resolve(space, choose)
+        except _UndecidedError as domain:
+            values = _enumerate(domain.path, domain.kind, domain.arguments)
+            pending = [{**decided, domain.path: value} for value in values] + pending
+        else:
+            yield decided
+
+
+class _UndecidedError(Exception):
+    def __init__(self, path: str, kind: str, arguments: list[Any]) -> None:
+        self.path, self.kind, self.arguments = path, kind, arguments
+        super().__init__(path)
+
+
+def _enumerate(path: str, kind: str, arguments: list[Any]) -> list[Any]:
+    if kind == "choice":
+        return arguments
+    if kind == "randint":
+        return list(range(arguments[0], arguments[1] + 1))
+    if kind == "quniform":
+        low, high, step = arguments
+        return [low + step * index for index in range(int((high - low) / step + 1e-9) + 1)]
+    allowed = "cannot be enumerated; give choice, randint or quniform, or another algorithm"
+    raise ConfigError([Problem(f"recipe.{path}.{kind}", arguments, allowed)])
+
+
+def _wrong(kind: str, arguments: Any) -> str:
+    """What is wrong with the arguments of a domain, or nothing."""
+    if not isinstance(arguments, list) or not arguments:
+        return "must be a list"
+    if kind == "choice":
+        return ""
+    numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in arguments)
+    if not numbers or len(arguments) != (3 if kind == "quniform" else 2):
+        return "must be [low, high, q]" if kind == "quniform" else "must be [low, high]"
+    if arguments[0] >= arguments[1]:
+        return "low must be < high"
+    if kind == "loguniform" and arguments[0] <= 0:
+        return "low must be > 0"
+    if kind == "quniform" and arguments[2] <= 0:
+        return "q must be > 0"
+    if kind == "randint" and not all(isinstance(a, int) for a in arguments):
+        return "must be integers"
+    return ""

@@ -1,0 +1,362 @@
+"""The job ``search``: which recipe brings a network to chance at the least cost."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from precalib_ray.cluster import search as trials
+from precalib_ray.cluster import session
+from precalib_ray.config import base, space
+from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config.search import SearchConfig
+from precalib_ray.core import pretraining
+from precalib_ray.data import parquet
+from precalib_ray.data.dataset import Split
+from precalib_ray.errors import ClusterError, TrackingError
+from precalib_ray.registry import tracking
+from precalib_ray.report import figures
+from precalib_ray.report import search as search_figures
+from precalib_ray.service import preflight
+from precalib_ray.service.identity import Identity
+from precalib_ray.service.job import close_run, open_run
+from precalib_ray.service.pretrain import Pretrained, pretrain
+from precalib_ray.service.study import FAILED, FINISHED, RUNNING, STOPPED, Record, Study
+from precalib_ray.service.terminal import Display, console, stage, table
+
+BEST_FILE = "best.yaml"
+
+
+def search(config: SearchConfig) -> Study:
+    """Run the trials that are left, show the best, and register it if asked to.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    shared = _shared(config)
+    identity = Identity(config, name=config.name, storage=config.storage)
+    run = open_run(config, identity, phase="search")
+    identity.update()
+    try:
+        with _Children(run, config) as children:
+            study = Study(config, identity, on_end=children.put)
+            if study.num_left:
+                _run_trials(config, study, shared, identity)
+            else:
+                console.print(f"{config.name} has finished before; nothing is done again.")
+            for record in study.records.values():
+                children.put(record)
+        best = study.best()
+        if best:
+            identity.write(BEST_FILE, _best_yaml(config, best[0]))
+        if run is not None:
+            _log(config, study, run)
+    except BaseException as error:
+        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    close_run(run, config, "FINISHED")
+    _show(config, study)
+    if best and config.register_best:
+        _register(config, best[0], run.run_id if run else None)
+    return study
+
+
+def _shared(config: SearchConfig) -> dict[str, Any]:
+    """What all trials need; refuses what only code and data can tell is wrong."""
+    corners = [job.model_dump() for job in config.corners()]
+    shape = corners[0]["model"]["input_shape"]
+    noises: dict[str, dict[str, Any]] = {}
+    for corner in corners:
+        preflight.check_model(corner["model"], "recipe.model")
+        preflight.check_trainable(corner["model"], corner["trainable"])
+        noises[repr(corner["noise"])] = corner["noise"]
+    probes = corners[0]["probes"]
+    measured = preflight.read_statistics([*noises.values(), *probes["noise"].values()], shape)
+    for noise in noises.values():
+        spec = pretraining.with_statistics(noise, measured)
+        preflight.check_noise(spec, shape, "recipe.noise")
+    images = {
+        name: preflight.read_inputs(probe["path"], probe["split"], shape, limit=probes["size"])[0]
+        for name, probe in probes["data"].items()
+    }
+    return {"images": images, "statistics": measured, "splits": _splits(config)}
+
+
+def _splits(config: SearchConfig) -> dict[str, Split] | None:
+    if config.downstream is None:
+        return None
+    folder = Path(config.downstream.data.path)
+    splits = {
+        name: parquet.read_split(
+            parquet.split_path(folder, name), on_bad_row=config.downstream.data.on_bad_row
+        )
+        for name in ("train", "val")
+    }
+    train, num = splits["train"], config.downstream.num_samples
+    splits["train"] = Split(train.images[:num], train.labels[:num], train.info)
+    return splits
+
+
+def _run_trials(
+    config: SearchConfig, study: Study, shared: Mapping[str, Any], identity: Identity
+) -> None:
+    given = config.trials
+    attempt = identity.record.get("attempt", 0) + 1
+    identity.update(attempt=attempt)
+    longest = max(job.max_samples or 0 for job in config.corners())
+    total = study.num_trials + len(config.references)
+    started = time.monotonic()
+    with session.connect() as local, Display("search", total) as display:
+        if local:
+            needed = {"CPU": given.cpus * given.num_workers}
+            session.require_resources(
+                needed | ({"GPU": given.gpus * given.num_workers} if given.gpus else {})
+            )
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.5):
+                display.update(total - study.num_left, _progress(study))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            trials.run(
+                study,
+                name=f"{config.name}/tune-{attempt}",
+                storage=config.storage,
+                num_trials=study.num_left,
+                shared=shared,
+                resources=trials.Resources(**given.model_dump()),
+                asha=config.asha.model_dump() if config.asha else None,
+                max_samples=longest,
+            )
+        finally:
+            ended.set()
+            watcher.join()
+        display.update(total - study.num_left, _progress(study))
+    identity.update(seconds=identity.record.get("seconds", 0.0) + time.monotonic() - started)
+    if study.num_left:
+        raise ClusterError(f"{study.num_left} trials did not run; submitted again, they do")
+
+
+def _progress(study: Study) -> str:
+    records = list(study.records.values())
+    text = f"{sum(r['state'] == RUNNING for r in records)} running"
+    failed = sum(r["state"] == FAILED for r in records)
+    if failed:
+        text += f", {failed} failed"
+    best = study.best()
+    if best:
+        text += f", best {best[0]['deviation']:.4f} after {best[0]['samples']:,} samples"
+    return text
+
+
+class _Children:
+    """Logs ended trials to MLflow in the background, each as a child of the search's run."""
+
+    def __init__(self, run: tracking.Run | None, config: SearchConfig) -> None:
+        self._run, self._config = run, config
+        self._queue: queue.Queue[Record | None] = queue.Queue()
+        self._logged: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> _Children:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def put(self, record: Record) -> None:
+        """Log a trial, unless it was logged before."""
+        if self._run is not None and record["state"] != RUNNING:
+            self._queue.put(record)
+
+    def _work(self) -> None:
+        told = False
+        known = self._known()
+        while (record := self._queue.get()) is not None:
+            if record["key"] in known:
+                continue
+            try:
+                self._log(record)
+                known.add(record["key"])
+            except TrackingError as error:
+                if not told:
+                    console.print(f"{error}; submitted again, the search sends it", style="yellow")
+                told = True
+
+    def _known(self) -> set[str]:
+        """Keys of the trials that an earlier submission has logged."""
+        if self._run is None:
+            return set()
+        return self._run.children("precalib.trial")
+
+    def _log(self, record: Record) -> None:
+        assert self._run is not None, "nothing is put without one"
+        child = tracking.Run(
+            uri=self._run.uri,
+            experiment=self._config.tracking.experiment,
+            name=f"{self._config.name}-{record['key']}",
+            tags={
+                "mlflow.parentRunId": self._run.run_id,
+                "precalib.phase": "trial",
+                "precalib.trial": record["key"],
+                "precalib.state": record["state"],
+                "precalib.reason": str(record["reason"])[:5000],
+            },
+        )
+        child.log_params(record["recipe"] or record["point"] or {})
+        for samples, deviation in record.get("history", []):
+            child.log_metrics({"deviation": deviation}, step=int(samples))
+        final = {
+            f"final/{key}": record[key]
+            for key in ("deviation", "samples", "seconds", "compute_seconds", "initial_deviation")
+            if key in record
+        }
+        final |= {f"deviation/{name}": v for name, v in record.get("deviations", {}).items()}
+        final |= {f"downstream/{name}": v for name, v in record.get("downstream", {}).items()}
+        child.log_metrics(final, step=int(record.get("samples", 0)))
+        failed = record["state"] == FAILED
+        with tempfile.TemporaryDirectory() as folder:
+            child.end("FAILED" if failed else "FINISHED", Path(folder) / "lost.jsonl")
+
+
+def _best_config(config: SearchConfig, record: Record, **fields: Any) -> PretrainConfig:
+    recipe = space.at(config.recipe, record["point"])
+    return config.pretraining(recipe, **{"name": f"{config.name}-best", **fields})
+
+
+def _best_yaml(config: SearchConfig, record: Record) -> str:
+    job = _best_config(config, record)
+    cost = f"{record['samples']:,} samples, deviation {record['deviation']:.5f}"
+    heading = f"# Trial {record['key']} of the search {config.name}: {cost}.\n"
+    return heading + base.to_yaml(job, exclude={"tracking"})
+
+
+def _log(config: SearchConfig, study: Study, run: tracking.Run) -> None:
+    with stage("drawing"), tempfile.TemporaryDirectory() as folder:
+        for name, figure in _figures(config, study).items():
+            run.log_file(figures.save(figure, Path(folder) / f"{name}.png"), "figures")
+        files = {"config.yaml": base.to_yaml(config, exclude={"tracking"})}
+        best = study.best()
+        if best:
+            files[BEST_FILE] = _best_yaml(config, best[0])
+            run.log_metrics(
+                {"best/deviation": best[0]["deviation"], "best/samples": best[0]["samples"]}, step=0
+            )
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+            run.log_file(Path(folder) / name)
+    run.set_tags({"precalib.trials": study.num_trials})
+
+
+def _figures(config: SearchConfig, study: Study) -> dict[str, Figure]:
+    scores = {r["key"]: study.scores(r) for r in study.scored()}
+    what = {
+        "cost_to_target": "samples to the target, more where it was missed",
+        "downstream": "gap of confidence and accuracy",
+    }.get(config.objective, "worst deviation from chance")
+    duration = config.corners()[0].duration
+    found = {
+        "history": search_figures.history(scores, study.trials, what=what),
+        "pareto": search_figures.pareto(
+            study.trials, study.references, target=duration.until_deviation
+        ),
+        "parallel_coordinates": search_figures.parallel_coordinates(study.optuna, what=what),
+        "importances": search_figures.importances(study.optuna, seed=config.seed),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _show(config: SearchConfig, study: Study) -> None:
+    records = [(str(place), r) for place, r in enumerate(study.best(10), start=1)]
+    records += [(r["reference"], r) for r in study.references if r["state"] != FAILED]
+    header = ["", "trial", "deviation", "samples", "seconds"]
+    rows = [
+        [
+            place,
+            "" if record["reference"] else record["key"],
+            f"{record['deviation']:.4f}",
+            f"{record['samples']:,}",
+            f"{record['compute_seconds']:.1f}",
+        ]
+        for place, record in records
+    ]
+    if config.objective == "downstream":
+        header += ["gap", "accuracy"]
+        for row, (_, record) in zip(rows, records, strict=True):
+            found = record.get("downstream")
+            row.extend([f"{found['gap']:.4f}", f"{found['accuracy']:.4f}"] if found else ["", ""])
+    header.append("recipe")
+    for row, (_, record) in zip(rows, records, strict=True):
+        row.append(_in_words(record["recipe"]))
+    table(f"{config.name}: the best by {config.objective}, and the references", header, rows)
+    states = [r["state"] for r in study.trials]
+    console.print(
+        f"trials: {len(states)}, of them {states.count(FINISHED)} finished, "
+        f"{states.count(STOPPED)} stopped early, {states.count(FAILED)} failed"
+    )
+    for record in study.trials:
+        if record["state"] == FAILED:
+            console.print(f"  trial {record['key']}: {record['reason']}", style="yellow")
+    compute = sum(r.get("compute_seconds", 0.0) for r in study.records.values())
+    seconds = study.seconds
+    console.print(f"{compute:.0f} s of computing in {seconds:.0f} s")
+    if study.best():
+        console.print(f"best recipe: {study.folder}/{BEST_FILE}")
+
+
+def _in_words(recipe: Mapping[str, Any]) -> str:
+    noise, labels, optimizer = recipe["noise"], recipe["labels"], recipe["optimizer"]
+    if recipe["duration"]["steps"] == 0:
+        return "zeroed last layer, no training" if recipe["head_scale"] == 0 else "no training"
+    extra = f" {noise['alpha']:.2g}" if "alpha" in noise else ""
+    return (
+        f"{noise['kind']}{extra}, {labels['kind']}, {optimizer['kind']} {optimizer['lr']:.2g}, "
+        f"batch {recipe['batch_size']}, head {recipe['head_scale']:.2g}"
+    )
+
+
+def _register(config: SearchConfig, record: Record, run_id: str | None) -> Pretrained:
+    """Run the best recipe with other seeds, and register the one in the middle."""
+    jobs = []
+    for number in range(1, config.register_seeds + 1):
+        seed = config.seed + number
+        jobs.append(_best_config(config, record, name=f"{config.name}-best-{seed}", seed=seed))
+    offline = {"offline": True}
+    with session.connect():
+        done = []
+        for job in jobs:
+            console.rule(f"the best recipe with seed {job.seed}", align="left")
+            tracked = job.model_dump() | {"tracking": offline}
+            done.append(pretrain(base.validate(PretrainConfig, tracked)))
+        found = [result.outcome["after"]["deviation"] for result in done]
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        console.print(
+            f"deviation over {len(found)} seeds, probes that are held out included: mean "
+            f"{statistics.mean(found):.5f}, standard deviation {spread:.5f}, worst {max(found):.5f}"
+        )
+        if config.tracking.offline:
+            return done[0]
+        middle = sorted(range(len(found)), key=lambda index: found[index])[(len(found) - 1) // 2]
+        tags = {
+            "precalib.search": config.name,
+            "precalib.search_run_id": run_id or "",
+            "precalib.seeds_mean_deviation": f"{statistics.mean(found):.6f}",
+            "precalib.seeds_std_deviation": f"{spread:.6f}",
+        }
+        console.rule(f"registering seed {jobs[middle].seed}, the median", align="left")
+        wanted = config.tracking.model_dump() | {"tags": config.tracking.tags | tags}
+        registered = jobs[middle].model_dump() | {"tracking": wanted}
+        return pretrain(base.validate(PretrainConfig, registered))
