@@ -37,8 +37,12 @@ def main(config_class: type[base.Strict], job: str) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config and end"
     )
+    if "register_best" in config_class.model_fields:
+        parser.add_argument("--register", choices=["best"], help="the same as register_best=true")
     arguments = parser.parse_args()
     file, overrides = arguments.config, list(arguments.overrides)
+    if getattr(arguments, "register", None):
+        overrides.append("register_best=true")
     if file is not None and "=" in file:  # overrides alone make a config too
         file, overrides = None, [file, *overrides]
     sys.path.insert(0, os.getcwd())  # where the user's own functions are

@@ -6,7 +6,6 @@ import queue
 import statistics
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,6 @@ def _run_trials(
     identity.update(attempt=attempt)
     longest = max(job.max_samples or 0 for job in config.corners())
     total = study.num_trials + len(config.references)
-    started = time.monotonic()
     with session.connect() as local, Display("search", total) as display:
         if local:
             needed = {"CPU": given.cpus * given.num_workers}
@@ -143,7 +141,6 @@ def _run_trials(
             ended.set()
             watcher.join()
         display.update(total - study.num_left, _progress(study))
-    identity.update(seconds=identity.record.get("seconds", 0.0) + time.monotonic() - started)
     if study.num_left:
         raise ClusterError(f"{study.num_left} trials did not run; submitted again, they do")
 

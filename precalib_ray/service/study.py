@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class Study:
             self.optuna = optuna.create_study(
                 directions=["minimize"] * num_objectives, sampler=_sampler(config)
             )
+        self._started, self._seconds = time.monotonic(), self.seconds
         self._asked: dict[str, optuna.Trial] = {}
         for record in self.trials:
             self.optuna.enqueue_trial(record["point"])
@@ -130,6 +132,7 @@ class Study:
         else:
             record |= {"state": STOPPED, "reason": "successive halving"}
         self._save(record)
+        self._identity.update(seconds=self._seconds + time.monotonic() - self._started)
         if record["reference"] is None:
             self._tell(record)
         self._on_end(record)

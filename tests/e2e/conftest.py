@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from precalib_ray.config import base, jobs
+from precalib_ray.config.search import SearchConfig
+
 REPOSITORY = Path(__file__).parents[2]
+CLASSES: dict[str, type[base.Strict]] = {
+    "benchmark": jobs.BenchmarkConfig,
+    "convert": jobs.ConvertConfig,
+    "pretrain": jobs.PretrainConfig,
+    "quickstart": jobs.QuickstartConfig,
+    "search": SearchConfig,
+    "train": jobs.TrainConfig,
+}
+"""What each job's YAML may say; configs are named after their job."""
 
 
 @dataclass(frozen=True)

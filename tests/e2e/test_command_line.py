@@ -13,24 +13,21 @@ import pytest
 
 from precalib_ray.config import base, jobs
 from precalib_ray.errors import ConfigError
-from tests.e2e.conftest import REPOSITORY, Finished
+from tests.e2e.conftest import CLASSES, REPOSITORY, Finished
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 MLP = str(REPOSITORY / "configs" / "pretrain_mlp.yaml")
-
-
-def config_class(path: Path) -> type[base.Strict]:
-    return jobs.TrainConfig if path.stem.startswith("train") else jobs.PretrainConfig
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_good_and_prints_one_that_reads_back(
     path: Path, tmp_path: Path
 ) -> None:
-    config = base.load(config_class(path), path)
+    cls = CLASSES[path.stem.partition("_")[0]]
+    config = base.load(cls, path)
     printed = tmp_path / "printed.yaml"
     printed.write_text(base.to_yaml(config))
-    assert base.load(config_class(path), printed) == config
+    assert base.load(cls, printed) == config
 
 
 def test_the_published_recipe_is_the_published_one() -> None:

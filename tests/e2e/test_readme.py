@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray.config import base, jobs
+from precalib_ray.config import base
 from precalib_ray.errors import ConfigError
-from tests.e2e.conftest import REPOSITORY
+from tests.e2e.conftest import CLASSES, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:bash|console)\n(.*?)```", README, re.DOTALL)
@@ -20,13 +20,6 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if "python jobs/" in line
 ]
-CLASSES = {
-    "pretrain": jobs.PretrainConfig,
-    "train": jobs.TrainConfig,
-    "convert": jobs.ConvertConfig,
-    "quickstart": jobs.QuickstartConfig,
-    "benchmark": jobs.BenchmarkConfig,
-}
 
 
 def test_every_job_is_shown() -> None:
