@@ -87,7 +87,7 @@ def build(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         model = _construct(spec)
-        if spec.get("init", "default") == "he":
+        if spec.get("init", "default") == "he" and device != "meta":
             initialize_he(model)
     return model.to(device)
 

@@ -93,6 +93,7 @@ def read_split(
     *,
     num_classes: int | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
+    limit: int | None = None,
 ) -> Split:
     """Read a split into memory.
 
@@ -105,6 +106,7 @@ def read_split(
         on_bad_row: ``skip`` leaves out rows that are null, mislabeled, undecodable or of another
             shape, and lists each in ``skipped``. A row group that cannot be read at all, or a file
             without a good row, is an error either way.
+        limit: read no further than this many good rows.
     """
     with _opened(path) as file:
         info = _declared(file, path)
@@ -124,19 +126,20 @@ def read_split(
         images: list[Pixels] = []
         labels: list[int] = []
         skipped: list[str] = []
-        for group in range(file.num_row_groups):
-            for row, (cell, label) in enumerate(_rows(file, path, group)):
-                try:
-                    image = _checked(cell, label, num_classes=len(class_names), shape=shape)
-                except ValueError as error:
-                    reason = f"{path}: row group {group}, row {row}: {error}"
-                    if on_bad_row == "error":
-                        raise DataError(reason) from error
-                    skipped.append(reason)
-                else:
-                    shape = image.shape
-                    images.append(image)
-                    labels.append(label)
+        for group, row, cell, label in _rows(file, path):
+            if limit is not None and len(images) >= limit:
+                break
+            try:
+                image = _checked(cell, label, num_classes=len(class_names), shape=shape)
+            except ValueError as error:
+                reason = f"{path}: row group {group}, row {row}: {error}"
+                if on_bad_row == "error":
+                    raise DataError(reason) from error
+                skipped.append(reason)
+            else:
+                shape = image.shape
+                images.append(image)
+                labels.append(label)
     if not images:
         raise DataError("\n".join([f"{path}: no good row", *skipped]))
     pixels = torch.from_numpy(np.stack(images))
@@ -232,16 +235,19 @@ def _check_columns(schema: Any, path: Path) -> None:
         raise DataError(f"{path}: column 'label' must be int64, is {label}")
 
 
-def _rows(file: Any, path: Path, group: int) -> Iterator[tuple[Any, Any]]:
-    """The cells of one row group: an image as bytes, as pixels, or None; a label or None."""
-    try:
-        table = file.read_row_group(group, columns=["image", "label"])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: row group {group} cannot be read: {error}") from error
-    column = table["image"]
-    is_tensor = isinstance(column.type, pa.FixedShapeTensorType)
-    cells = _tensors(column) if is_tensor else column.to_pylist()
-    return zip(cells, table["label"].to_pylist(), strict=True)
+def _rows(file: Any, path: Path) -> Iterator[tuple[int, int, Any, Any]]:
+    """Row group, row in it, an image as bytes, as pixels, or None, and a label or None."""
+    for group in range(file.num_row_groups):
+        try:
+            table = file.read_row_group(group, columns=["image", "label"])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: row group {group} cannot be read: {error}") from error
+        column = table["image"]
+        is_tensor = isinstance(column.type, pa.FixedShapeTensorType)
+        cells = _tensors(column) if is_tensor else column.to_pylist()
+        labels = table["label"].to_pylist()
+        for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
+            yield group, row, cell, label
 
 
 def _tensors(column: Any) -> Iterator[Pixels | None]:

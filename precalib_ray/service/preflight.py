@@ -67,25 +67,25 @@ def read_statistics(noise: list[Mapping[str, Any]], shape: tuple[int, ...]) -> d
     them. Raises DataError.
     """
     return {
-        path: noises.statistics(read_inputs(path, "train", shape, limit=_STATISTICS_SAMPLES)[0])
+        path: noises.statistics(read_inputs(path, "train", shape, limit=_STATISTICS_SAMPLES))
         for path in sorted(set().union(*(matched_sources(spec) for spec in noise)))
     }
 
 
-def read_inputs(
-    path: str, split: str, shape: tuple[int, ...], *, limit: int
-) -> tuple[Tensor, Split]:
-    """The first images of a split as model inputs (N, *shape), and the split.
+def read_inputs(path: str, split: str, shape: tuple[int, ...], *, limit: int) -> Tensor:
+    """The first images of a split as model inputs (N, *shape).
 
     Raises:
         DataError: the split cannot be read.
         ConfigError: its images cannot be brought to the shape.
     """
-    read = parquet.read_split(parquet.split_path(Path(path), split))
-    return to_shape(read, shape, path, limit=limit), read
+    read = parquet.read_split(parquet.split_path(Path(path), split), limit=limit)
+    return to_shape(read, shape, path)
 
 
-def to_shape(split: Split, shape: tuple[int, ...], path: str, *, limit: int) -> Tensor:
+def to_shape(
+    split: Split, shape: tuple[int, ...], path: str, *, limit: int | None = None
+) -> Tensor:
     """Images of a split as model inputs; raises ConfigError if they cannot be brought to it."""
     try:
         return to_input(split.images[:limit], shape=shape, mean=split.info.mean, std=split.info.std)

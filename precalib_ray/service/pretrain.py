@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     for path, spec in noise.items():
         preflight.check_noise(pretraining.with_statistics(spec, statistics), shape, path)
     images = {
-        name: preflight.read_inputs(probe.path, probe.split, shape, limit=config.probes.size)[0]
+        name: preflight.read_inputs(probe.path, probe.split, shape, limit=config.probes.size)
         for name, probe in config.probes.data.items()
     }
     identity = Identity(config, name=config.name, storage=config.storage)

@@ -72,18 +72,17 @@ def _shared(config: SearchConfig) -> dict[str, Any]:
     """What all trials need; refuses what only code and data can tell is wrong."""
     corners = [job.model_dump() for job in config.corners()]
     shape = corners[0]["model"]["input_shape"]
-    noises: dict[str, dict[str, Any]] = {}
-    for corner in corners:
+    noises = {repr(corner["noise"]): corner["noise"] for corner in corners}
+    for corner in {repr((c["model"], c["trainable"])): c for c in corners}.values():
         preflight.check_model(corner["model"], "recipe.model")
         preflight.check_trainable(corner["model"], corner["trainable"])
-        noises[repr(corner["noise"])] = corner["noise"]
     probes = corners[0]["probes"]
     measured = preflight.read_statistics([*noises.values(), *probes["noise"].values()], shape)
     for noise in noises.values():
         spec = pretraining.with_statistics(noise, measured)
         preflight.check_noise(spec, shape, "recipe.noise")
     images = {
-        name: preflight.read_inputs(probe["path"], probe["split"], shape, limit=probes["size"])[0]
+        name: preflight.read_inputs(probe["path"], probe["split"], shape, limit=probes["size"])
         for name, probe in probes["data"].items()
     }
     return {"images": images, "statistics": measured, "splits": _splits(config)}

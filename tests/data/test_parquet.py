@@ -90,6 +90,21 @@ def test_many_row_groups(tmp_path, monkeypatch, encoding):
     assert torch.equal(split.labels, labels)
 
 
+@pytest.mark.parametrize("limit", [1, 4, 5, 12])
+def test_reads_no_further_than_asked(tmp_path, limit):
+    """Damage beyond the limit is not come to, and bad rows before it do not count."""
+    images, labels, info = make(num=12)
+    cells = [*pngs(images)[:5], b"no image", *pngs(images)[6:]]
+    path = tmp_path / "train.parquet"
+    write_table(path, {"image": cells, "label": labels.tolist()}, info=info, rows_per_group=4)
+    if limit > 5:
+        assert "row group 1, row 1" in refusal(path, limit=limit)
+        split = read_split(path, limit=6, on_bad_row="skip")
+        assert torch.equal(split.images, torch.cat([images[:5], images[6:7]]))
+    else:
+        assert torch.equal(read_split(path, limit=limit).images, images[:limit])
+
+
 def test_strided_images_are_written_as_they_look(tmp_path):
     images, labels, info = make(4, (3, 5, 5))
     strided = images.to(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ def test_resnet18_from_certain_of_everything_to_chance(tmp_path: Path) -> None:
     convert.convert_idx(tmp_path, source=FASHION)
     assert parquet.read_info(parquet.split_path(tmp_path, "test")).num_classes == 10
     size, shape = config.probes.size, config.model.input_shape
-    images, _ = preflight.read_inputs(str(tmp_path), "test", shape, limit=size)
+    images = preflight.read_inputs(str(tmp_path), "test", shape, limit=size)
     outcome = Pretraining(config.model_dump(), images={"fashion": images}).run()
     probes = {(m.probe, m.mode) for m in outcome.after.measurements}
     names = ("gaussian", "pink", "patches", "fashion")
