@@ -50,6 +50,12 @@ class Trials(Strict):
     gpus: float = Field(0.0, ge=0, description="GPUs of a worker; a fraction shares one")
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: what fits")
 
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if self.num_workers > 1 and self.gpus not in (0, 1):
+            raise ContradictionError("gpus", self.gpus, "must be 0 or 1 where num_workers > 1")
+        return self
+
 
 class SearchConfig(Named):
     """Search for the recipe that brings a network to chance at the least cost."""

@@ -165,7 +165,10 @@ class Run:
             raise TrackingError(f"MLflow did not take tags: {error}") from error
 
     def children(self, tag: str) -> set[str]:
-        """Values of a tag over the runs whose parent this is; raises TrackingError."""
+        """Values of a tag over the ended runs whose parent this is; raises TrackingError.
+
+        Those that were begun and never ended, by a driver that was killed, are deleted.
+        """
         try:
             experiment = self.client.get_run(self.run_id).info.experiment_id
             found, token = set(), None
@@ -175,7 +178,11 @@ class Run:
                     f"tags.`mlflow.parentRunId` = '{self.run_id}'",
                     page_token=token,
                 )
-                found |= {run.data.tags[tag] for run in page if tag in run.data.tags}
+                for run in page:
+                    if run.info.status == "RUNNING":
+                        self.client.delete_run(run.info.run_id)
+                    elif tag in run.data.tags:
+                        found.add(run.data.tags[tag])
                 token = page.token
                 if not token:
                     return found

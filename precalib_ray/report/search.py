@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,9 +45,10 @@ def history(
         color=ORANGE,
         label="best so far",
     )
-    for number, record in enumerate(trials):
-        if record["state"] == "failed":
-            axes.axvline(number, color=ORANGE, linewidth=0.5, linestyle=":")
+    failed = [number for number, record in enumerate(trials) if record["state"] == "failed"]
+    for number in failed:
+        label = "failed" if number == failed[0] else ""
+        axes.axvline(number, color=ORANGE, linewidth=0.5, linestyle=":", label=label)
     axes.set(xlabel="trial", ylabel=what, title="Every trial")
     positive = [values[0] for values in scores.values() if values[0] > 0]
     if positive and max(positive) > 10 * min(positive):
@@ -61,6 +63,7 @@ def pareto(
     """Deviation against the samples it took, the front, and the reference trials."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     measured = [r for r in trials if "deviation" in r and r["state"] != "failed"]
+    references = [r for r in references if "deviation" in r]
     for state, color, label in (
         ("finished", BLUE, "finished"),
         ("stopped", GRAY, "stopped early"),
@@ -71,22 +74,24 @@ def pareto(
             label=label,
         )  # fmt: skip
     front = front_of(measured)
+    paid = [r["samples"] for r in (*measured, *references) if r["samples"]] or [1]
+    free = min(paid) / 4  # a logarithmic scale has no place for what costs nothing
     axes.step(
         [r["samples"] for r in front], [r["deviation"] for r in front], where="post",
         color=ORANGE, label="Pareto front",
     )  # fmt: skip
     for record in references:
-        if "deviation" in record:
-            point = (max(record["samples"], 1), max(record["deviation"], 1e-6))
-            axes.scatter(*point, marker="*", s=120, color=ORANGE, zorder=3)
-            axes.annotate(record["reference"], point, xytext=(6, 4), textcoords="offset points")
+        point = (record["samples"] or free, max(record["deviation"], 1e-6))
+        axes.scatter(*point, marker="*", s=120, color=ORANGE, zorder=3)
+        name = record["reference"] + ("" if record["samples"] else " (0 samples)")
+        axes.annotate(name, point, xytext=(6, 6), textcoords="offset points")
     if target is not None:
         axes.axhline(target, color=GRAY, linestyle="--", linewidth=1, label=f"target {target:g}")
     axes.set(
-        xscale="symlog", yscale="log", xlabel="samples of noise",
+        xscale="log", yscale="log", xlim=(free / 2, max(paid) * 4), xlabel="samples of noise",
         ylabel="worst deviation from chance", title="What chance costs",
     )  # fmt: skip
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
@@ -109,12 +114,15 @@ def parallel_coordinates(study: optuna.Study, *, what: str) -> Figure | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = plots.plot_parallel_coordinate(
-            study, params=names, target=lambda trial: trial.values[0], target_name=what
+            study,
+            params=names,
+            target=lambda trial: math.log10(max(trial.values[0], 1e-9)),
+            target_name="score",
         )
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     figure.set_size_inches(max(8, 2 * len(names)), 5)
-    axes.tick_params(axis="x", labelrotation=15)
+    axes.set_title(f"Score: logarithm of {what}")
     return figure
 
 

@@ -146,7 +146,7 @@ def _run_trials(
 
 def _progress(study: Study) -> str:
     records = list(study.records.values())
-    text = f"{sum(r['state'] == RUNNING for r in records)} running"
+    text = f"trials, {sum(r['state'] == RUNNING for r in records)} under way"
     failed = sum(r["state"] == FAILED for r in records)
     if failed:
         text += f", {failed} failed"

@@ -97,8 +97,8 @@ class Study:
             return record["key"], self._job(record)
         for name in self._config.references:
             if f"reference-{name}" not in self.records:
-                recipe = self._config.reference(name).model_dump(mode="json")
-                record = self._begin(f"reference-{name}", None, recipe, reference=name)
+                tried = self._config.reference(name)
+                record = self._begin(f"reference-{name}", None, tried, reference=name)
                 return record["key"], self._job(record)
         while len(self.trials) < self.num_trials:
             key = f"{len(self.trials):05d}"
@@ -111,7 +111,7 @@ class Study:
                 self._begin(key, point, None)
                 self.finish(key, None, str(error))
                 continue
-            record = self._begin(key, point, tried.model_dump(mode="json"))
+            record = self._begin(key, point, tried)
             return key, self._job(record)
         return None
 
@@ -150,8 +150,7 @@ class Study:
         if record.get("reached"):
             return [float(samples)]
         # Not reached costs all that it may take, and more the further it is.
-        limit = PretrainConfig.model_validate(record["recipe"]).max_samples or samples
-        return [limit * (1 + max(0.0, math.log10(deviation / target)))]
+        return [record["max_samples"] * (1 + max(0.0, math.log10(deviation / target)))]
 
     def _downstream(self, record: Record) -> float:
         """Mean gap of confidence and accuracy; accuracy lost beyond what may be counts tenfold."""
@@ -177,13 +176,18 @@ class Study:
         self,
         key: str,
         point: space.Point | None,
-        recipe: dict[str, Any] | None,
+        tried: PretrainConfig | None,
         *,
         reference: str | None = None,
     ) -> Record:
         record = {
-            "key": key, "state": RUNNING, "reference": reference, "point": point, "recipe": recipe
-        }  # fmt: skip
+            "key": key,
+            "state": RUNNING,
+            "reference": reference,
+            "point": point,
+            "recipe": tried.model_dump(mode="json") if tried else None,
+            "max_samples": tried.max_samples if tried else None,
+        }
         self.records[key] = record
         self._save(record)
         return record

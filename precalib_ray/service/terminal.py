@@ -50,12 +50,14 @@ class Display:
 
     def update(self, step: int, text: str) -> None:
         """Show where the run is."""
-        if self._live:
-            self._bar.update(self._task, completed=step, text=text)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
-            self._last_line = time.monotonic()
-            of = f"/{self._total}" if self._total else ""
-            console.print(f"{self._title}: step {step}{of} {text}")
+        self._bar.update(self._task, completed=step, text=text)
+        if self._live or time.monotonic() - self._last_line < _LINE_EVERY_S:
+            return
+        self._last_line = time.monotonic()
+        of = f"/{self._total}" if self._total else ""
+        left = self._bar.tasks[0].time_remaining
+        eta = f", {left:.0f} s left" if left else ""
+        console.print(f"{self._title}: {step}{of} {text}{eta}")
 
 
 @contextmanager

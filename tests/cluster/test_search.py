@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from precalib_ray.config import base
 from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.config.search import SearchConfig
+from precalib_ray.errors import ClusterError
 from precalib_ray.service.search import search
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -121,6 +123,24 @@ def test_a_search_of_several_workers_nests_trainers(tmp_path: Path) -> None:
     )
     assert states(study) == {"00000": "finished"}
     assert study.trials[0]["history"]
+
+
+def test_trials_that_can_never_fit_are_refused_at_once(tmp_path: Path) -> None:
+    job = config(tmp_path, trials={"num_workers": 64}, tracking={"offline": True})
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"can never run this job: CPU: 64 needed"):
+        search(job)
+    assert time.monotonic() - started < 10
+
+
+def test_a_search_with_another_space_is_refused(tmp_path: Path) -> None:
+    search(config(tmp_path, num_trials=1, references=[], tracking={"offline": True}))
+    changed = RECIPE["optimizer"] | {"lr": {"loguniform": [1e-3, 1e-2]}}
+    with pytest.raises(base.ConfigError) as refused:
+        search(config(tmp_path, num_trials=1, references=[], tracking={"offline": True},
+                      recipe={"optimizer": changed}))  # fmt: skip
+    assert "name: 'search': is taken by a run with another config" in str(refused.value)
+    assert "recipe.optimizer.lr.loguniform: [0.001, 0.01]: was [0.0001, 0.01]" in str(refused.value)
 
 
 def test_downstream_judges_by_what_comes_after(tmp_path: Path, digits_folder: Path) -> None:

@@ -183,6 +183,7 @@ def drive_plain(study: Study) -> list[str]:
         ({"recipe": {"name": "x"}}, r"recipe\.name"),
         ({"algorithm": "grid"}, "cannot be enumerated"),
         ({"objective": "downstream"}, "downstream"),
+        ({"trials": {"num_workers": 2, "gpus": 0.5}}, r"trials\.gpus: 0\.5: must be 0 or 1"),
     ],
 )
 def test_bad_searches_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
