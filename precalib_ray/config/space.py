@@ -76,6 +76,9 @@ def check(space: Any, path: str = "") -> None:
             for name, option in zip(option_names(arguments), arguments, strict=True):
                 check(option, f"{path}.{name}")
     elif isinstance(space, Mapping):
+        if is_domain(space.get("kind")) and len(space) > 1:
+            allowed = "settings go with a kind: {choice: [{kind: a}, {kind: b, setting: ...}]}"
+            raise ConfigError([Problem(f"{path}.kind", space["kind"], allowed)])
         for key, value in space.items():
             check(value, f"{path}.{key}" if path else str(key))
     elif isinstance(space, list):
@@ -152,7 +155,7 @@ def _enumerate(path: str, kind: str, arguments: list[Any]) -> list[Any]:
 def _wrong(kind: str, arguments: Any) -> str:
     """What is wrong with the arguments of a domain, or nothing."""
     if not isinstance(arguments, list) or not arguments:
-        return "must be a list"
+        return "must be a list of one value or more"
     if kind == "choice":
         return ""
     numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in arguments)

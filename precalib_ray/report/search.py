@@ -17,9 +17,13 @@ Record = Mapping[str, Any]
 
 
 def history(
-    scores: Mapping[str, Sequence[float]], trials: Sequence[Record], *, what: str
+    scores: Mapping[str, Sequence[float]],
+    trials: Sequence[Record],
+    references: Mapping[str, float],
+    *,
+    what: str,
 ) -> Figure:
-    """The score of every trial in order, and the best so far."""
+    """The score of every trial in order, the best so far, and the scores of reference trials."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     best = float("inf")
     steps: list[tuple[int, float]] = []
@@ -49,6 +53,8 @@ def history(
     for number in failed:
         label = "failed" if number == failed[0] else ""
         axes.axvline(number, color=ORANGE, linewidth=0.5, linestyle=":", label=label)
+    for (name, score), style in zip(references.items(), ("--", "-.", ":"), strict=False):
+        axes.axhline(score, color=GRAY, linestyle=style, linewidth=1, label=name)
     axes.set(xlabel="trial", ylabel=what, title="Every trial")
     positive = [values[0] for values in scores.values() if values[0] > 0]
     if positive and max(positive) > 10 * min(positive):

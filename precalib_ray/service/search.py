@@ -264,8 +264,9 @@ def _figures(config: SearchConfig, study: Study) -> dict[str, Figure]:
         "downstream": "gap of confidence and accuracy",
     }.get(config.objective, "worst deviation from chance")
     duration = config.corners()[0].duration
+    references = {r["reference"]: study.scores(r)[0] for r in study.comparable_references()}
     found = {
-        "history": search_figures.history(scores, study.trials, what=what),
+        "history": search_figures.history(scores, study.trials, references, what=what),
         "pareto": search_figures.pareto(
             study.trials, study.references, target=duration.until_deviation
         ),

@@ -166,6 +166,12 @@ class Study:
         """Trials that have ended with a deviation."""
         return [r for r in self.trials if r["state"] in (FINISHED, STOPPED) and "deviation" in r]
 
+    def comparable_references(self) -> list[Record]:
+        """Reference trials with a score: what cost is counted in says nothing of those."""
+        if self._config.objective not in ("deviation", "downstream"):
+            return []
+        return [r for r in self.references if "deviation" in r]
+
     def _rank(self, record: Record) -> tuple[float, ...]:
         if self._config.objective == "pareto":
             return (float(not record.get("reached")), record["samples"], record["deviation"])
