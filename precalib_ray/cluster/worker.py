@@ -52,10 +52,13 @@ def _work(
     def save(progress: Progress) -> str:
         return _report(run.write, f"step-{progress.step:08d}", progress)
 
+    publish = _Publisher(payload["queue"])
     try:
-        outcome = run.run(save=save, on_progress=_publisher(payload["queue"]))
+        outcome = run.run(save=save, on_progress=publish)
     except DivergedError as error:
         return {"diverged": str(error)}
+    finally:
+        publish.flush()
     _report(lambda directory: run.write(directory, outcome), last, run.progress)
     return {"outcome": to_plain(outcome)}
 
@@ -125,21 +128,30 @@ def _free_name(files: pyarrow.fs.FileSystem, folder: str, name: str) -> str:
     return next(c for c in candidates if files.get_file_info(f"{folder}/{c}").type == missing)
 
 
-def _publisher(queue: Queue) -> Callable[[Progress, dict[str, float]], None]:
+class _Publisher:
     """Sends what the driver shows and logs; a driver that is gone stops no training."""
-    sent = 0
 
-    def publish(progress: Progress, metrics: dict[str, float]) -> None:
-        nonlocal sent
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._num_sent = 0
+        self._sending: ray.ObjectRef | None = None
+
+    def __call__(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """Send a record; training does not wait until it has arrived."""
         record = {
             "step": progress.step,
             "samples": progress.samples,
             "seconds": progress.seconds,
-            "evaluations": progress.history[sent:],
+            "evaluations": progress.history[self._num_sent :],
             **metrics,
         }
-        sent = len(progress.history)
+        self._num_sent = len(progress.history)
+        self.flush()
         with contextlib.suppress(ray.exceptions.RayError):
-            queue.put_nowait(record)
+            self._sending = self._queue.actor.put_nowait.remote(record)
 
-    return publish
+    def flush(self) -> None:
+        """Wait until the last record has arrived."""
+        if self._sending is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._sending)

@@ -270,8 +270,8 @@ def _figures(config: SearchConfig, study: Study) -> dict[str, Figure]:
         "pareto": search_figures.pareto(
             study.trials, study.references, target=duration.until_deviation
         ),
-        "parallel_coordinates": search_figures.parallel_coordinates(study.optuna, what=what),
-        "importances": search_figures.importances(study.optuna, seed=config.seed),
+        "parallel_coordinates": search_figures.parallel_coordinates(study.scored_study, what=what),
+        "importances": search_figures.importances(study.scored_study, seed=config.seed),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 

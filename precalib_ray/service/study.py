@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 
 from precalib_ray.config import space
 from precalib_ray.config.jobs import PretrainConfig
@@ -26,6 +27,7 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 """States of a trial; stopped is by successive halving."""
 
 _FOLDER = "trials"
+_LOOKS_AT = 100
 Record = dict[str, Any]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,19 +48,24 @@ class Study:
         self._restart = [r["key"] for r in self.records.values() if r["state"] == RUNNING]
         self._points = list(space.grid(config.recipe)) if config.algorithm == "grid" else []
         self.num_trials = len(self._points) or config.num_trials
-        num_objectives = 2 if config.objective == "pareto" else 1
+        self._num_objectives = 2 if config.objective == "pareto" else 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.optuna = optuna.create_study(
-                directions=["minimize"] * num_objectives, sampler=_sampler(config)
-            )
+            self._sampler = _sampler(config)
+        self._told: list[optuna.trial.FrozenTrial] = []
+        self._recent = self._optuna([])
         self._started, self._seconds = time.monotonic(), self.seconds
         self._asked: dict[str, optuna.Trial] = {}
         for record in self.trials:
-            self.optuna.enqueue_trial(record["point"])
+            self._recent.enqueue_trial(record["point"])
             self._ask(record["key"])
             if record["state"] != RUNNING:
                 self._tell(record)
+
+    @property
+    def scored_study(self) -> optuna.Study:
+        """All trials with a score, as Optuna's figures want them."""
+        return self._optuna(self._told)
 
     @property
     def trials(self) -> list[Record]:
@@ -103,7 +110,7 @@ class Study:
         while len(self.trials) < self.num_trials:
             key = f"{len(self.trials):05d}"
             if self._points:
-                self.optuna.enqueue_trial(self._points[len(self.trials)])
+                self._recent.enqueue_trial(self._points[len(self.trials)])
             point = self._ask(key)
             try:
                 tried = self._config.pretraining(space.at(self._config.recipe, point))
@@ -211,7 +218,9 @@ class Study:
         }
 
     def _ask(self, key: str) -> space.Point:
-        trial = self._asked[key] = self.optuna.ask()
+        if len(self._recent.trials) >= 2 * _LOOKS_AT:
+            self._recent = self._optuna(self._worth_looking_at())
+        trial = self._asked[key] = self._recent.ask()
         point: space.Point = {}
 
         def choose(path: str, kind: str, arguments: list[Any]) -> Any:
@@ -238,9 +247,24 @@ class Study:
     def _tell(self, record: Record) -> None:
         trial = self._asked.pop(record["key"])
         if record["state"] == FAILED or "deviation" not in record:
-            self.optuna.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            self.optuna.tell(trial, self.scores(record))
+            trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        told = trial.study.tell(trial, self.scores(record))
+        self._told.append(told)
+        if trial.study is not self._recent:
+            self._recent.add_trial(told)
+
+    def _optuna(self, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+        directions = [StudyDirection.MINIMIZE] * self._num_objectives
+        study = optuna.create_study(directions=directions, sampler=self._sampler)
+        study.add_trials(trials)
+        return study
+
+    def _worth_looking_at(self) -> list[optuna.trial.FrozenTrial]:
+        """The best of the older and the newest trials: TPE's time grows with all it looks at."""
+        half = _LOOKS_AT // 2
+        older, newest = self._told[:-half], self._told[-half:]
+        return sorted(older, key=lambda trial: trial.values)[:half] + newest
 
     def _save(self, record: Record) -> None:
         self._identity.write(f"{_FOLDER}/{record['key']}.json", json.dumps(record, indent=2))

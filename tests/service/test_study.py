@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_tpe_learns_from_what_an_earlier_submission_found(tmp_path: Path) -> Non
     assert sum(far[-20:]) < 0.6 * sum(far[:20])
 
 
+def test_a_long_search_looks_at_few_trials_and_forgets_no_score(tmp_path: Path) -> None:
+    study = study_of(config(tmp_path, num_trials=450, references=[]))
+    drive(study)
+    assert len(study._recent.trials) <= 200
+    assert len(study.scored_study.trials) == 450
+    values = {tuple(trial.values) for trial in study._recent.trials}
+    assert min(tuple(study.scores(r)) for r in study.trials) in values
+    scores = [study.scores(r)[0] for r in study.trials]
+    assert statistics.median(scores[-50:]) < 0.6 * statistics.median(scores[:10])  # those: random
+
+
 def test_the_best_reached_the_target_with_the_fewest_samples(tmp_path: Path) -> None:
     study = study_of(config(tmp_path, algorithm="random", num_trials=30))
     drive(study)
@@ -118,7 +130,7 @@ def test_the_best_reached_the_target_with_the_fewest_samples(tmp_path: Path) -> 
 def test_pareto_tells_both(tmp_path: Path) -> None:
     study = study_of(config(tmp_path, objective="pareto", references=[]))
     drive(study)
-    front = {tuple(trial.values) for trial in study.optuna.best_trials}
+    front = {tuple(trial.values) for trial in study.scored_study.best_trials}
     assert front <= {(r["deviation"], float(r["samples"])) for r in study.trials}
 
 
