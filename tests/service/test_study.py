@@ -112,7 +112,8 @@ def test_a_long_search_looks_at_few_trials_and_forgets_no_score(tmp_path: Path) 
     values = {tuple(trial.values) for trial in study._recent.trials}
     assert min(tuple(study.scores(r)) for r in study.trials) in values
     scores = [study.scores(r)[0] for r in study.trials]
-    assert statistics.median(scores[-50:]) < 0.6 * statistics.median(scores[:10])  # those: random
+    near = 1.3 * min(scores)
+    assert statistics.median(scores[-50:]) < near < statistics.median(scores[:10])
 
 
 def test_the_best_reached_the_target_with_the_fewest_samples(tmp_path: Path) -> None:
