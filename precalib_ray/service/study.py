@@ -27,7 +27,7 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 """States of a trial; stopped is by successive halving."""
 
 _FOLDER = "trials"
-_LOOKS_AT = 100
+_LOOKS_AT = 200
 Record = dict[str, Any]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
