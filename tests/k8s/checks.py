@@ -60,7 +60,7 @@ def references(objects: list[Object]) -> Iterator[str]:
         mounted = {m["name"] for c in pod.containers for m in c.get("volumeMounts", [])}
         for name in volumes.keys() - mounted:
             yield f"{pod.where}: volume {name} is mounted nowhere"
-        for kind, reference in _references(pod):
+        for kind, reference in references_of(pod):
             name, key = reference["name"], reference.get("key")
             known = config_maps if kind == "ConfigMap" else secrets
             if kind in ("ConfigMap", "Secret"):
@@ -72,7 +72,7 @@ def references(objects: list[Object]) -> Iterator[str]:
                 yield f"{pod.where}: no {kind} {name}"
 
 
-def _references(pod: Pod) -> Iterator[tuple[str, Object]]:
+def references_of(pod: Pod) -> Iterator[tuple[str, Object]]:
     yield "ServiceAccount", {"name": pod.spec.get("serviceAccountName", "default")}
     for volume in pod.spec.get("volumes", []):
         if "configMap" in volume:
@@ -207,9 +207,15 @@ def queues(objects: list[Object]) -> Iterator[str]:
             for resource in asked - set(group["coveredResources"]):
                 yield f"ClusterQueue/{queue['metadata']['name']} has no quota of {resource}"
     for found in objects:
-        queue = found["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        where, metadata = f"{found['kind']}/{found['metadata']['name']}", found["metadata"]
+        queue = metadata.get("labels", {}).get("kueue.x-k8s.io/queue-name")
         if queue is not None and queue not in local:
-            yield f"{found['kind']}/{found['metadata']['name']}: no queue {queue}"
+            yield f"{where}: no queue {queue}"
+        elastic = metadata.get("annotations", {}).get("kueue.x-k8s.io/elastic-job")
+        if queue is not None and found["apiVersion"] == "ray.io/v1" and elastic != "true":
+            yield f"{where}: Kueue refuses a cluster with an autoscaler that is not elastic"
+    if "default" in local:
+        yield "LocalQueue/default takes the jobs of RayCronJobs, which Kueue refuses"
 
 
 # ---- what KubeRay itself refuses, or what would not work with it

@@ -176,6 +176,8 @@ PLANTED: list[tuple[str, Callable[[list[Object]], object], str]] = [
         {"kueue.x-k8s.io/queue-name": "gpus"}), "RayJob/train: no queue gpus"),
     ("queues", lambda o: _worker(o)["resources"]["requests"].update({"amd.com/gpu": "1"}),
      "has no quota of amd.com/gpu"),
+    ("queues", lambda o: _named(o, "RayJob", "train")["metadata"].pop("annotations"),
+     "RayJob/train: Kueue refuses"),
     ("kuberay", lambda o: ray_jobs(o)["train"].update(clusterSelector={"ray.io/cluster": "x"}),
      "train: a job on a shared cluster"),
     ("kuberay", lambda o: _named(o, "RayCronJob", "nightly-search")["metadata"].update(
