@@ -111,7 +111,7 @@ def services(objects: list[Object]) -> Iterator[str]:
                 target = port.get("targetPort", port["port"])
                 if not any(target in (p.get("name"), p["containerPort"]) for p in opened):
                     yield f"Service/{name}: {pod.where} has no port {target}"
-    for where, address in _addresses(objects):
+    for where, address in addresses(objects):
         parts = urlsplit(address)
         if (parts.hostname, parts.port) not in ports:
             yield f"{where}: no Service at {parts.hostname}:{parts.port}"
@@ -122,7 +122,7 @@ def services(objects: list[Object]) -> Iterator[str]:
             yield f"StatefulSet/{found['metadata']['name']}: no Service of its serviceName"
 
 
-def _addresses(objects: list[Object]) -> Iterator[tuple[str, str]]:
+def addresses(objects: list[Object]) -> Iterator[tuple[str, str]]:
     for pod in pods(objects):
         for container in pod.containers:
             for variable in container.get("env", []):

@@ -55,7 +55,7 @@ class Cluster:
         line = f"ray job submit --address {self.dashboard} --log-color false -- {entrypoint}"
         return subprocess.run(
             ["bash", "-ec", line], env=self.environment, cwd="/", capture_output=True, text=True,
-            timeout=300, check=False,
+            timeout=600, check=False,
         )  # fmt: skip
 
     def api(self, path: str, content: object = None) -> Object:

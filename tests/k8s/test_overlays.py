@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy
 
 from precalib_ray.config import base
 from tests.e2e.conftest import CLASSES, REPOSITORY
-from tests.k8s import checks, schemas
+from tests.k8s import checks, image, schemas
 from tests.k8s.manifests import OVERLAYS, Object, pods, ray_jobs
 
 Build = Callable[[str], list[Object]]
@@ -77,6 +78,13 @@ def test_a_job_that_is_asked_for_fits_the_groups(name: str, overlay: Build) -> N
         if scaling.use_gpu:
             fit = min(fit, int(given["nvidia.com/gpu"]))
         assert fit * limits[group] >= scaling.num_workers, file
+
+
+def test_the_database_has_a_driver_in_the_image(overlay: Build) -> None:
+    for _, address in checks.addresses(overlay("dev-cpu")):
+        if address.startswith("postgresql"):
+            driver = sqlalchemy.create_engine(address).dialect.driver
+            assert driver in image.pins(), address
 
 
 def _ray_cluster(objects: list[Object]) -> Object:
