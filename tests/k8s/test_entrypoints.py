@@ -1,0 +1,298 @@
+"""The jobs of the overlay dev-cpu, as their manifests start them, on a Ray that runs as KubeRay's.
+
+A folder stands for the container's /app: what the Dockerfile copies there, and what the head's pod
+mounts. Ray's head and MLflow's server are started with the environment and the commands of their
+containers, but for addresses, passwords and the database. Entry points are given to
+`ray job submit` in the very shell line that KubeRay makes, unchanged.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import REPOSITORY
+from tests.k8s import image
+from tests.k8s.checks import config_files
+from tests.k8s.manifests import OVERLAYS, Object, ray_jobs
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Cluster:
+    """What stands for the cluster: the container's /app, and servers on this machine."""
+
+    objects: list[Object]
+    app: Path
+    mlflow: str = ""
+    password: dict[str, str] = field(default_factory=dict)
+    dashboard: str = ""
+    token: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def submit(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Run a RayJob's entry point to its end, as KubeRay's submitter does."""
+        entrypoint = ray_jobs(self.objects)[name]["entrypoint"]
+        line = f"ray job submit --address {self.dashboard} --log-color false -- {entrypoint}"
+        return subprocess.run(
+            ["bash", "-ec", line], env=self.environment, cwd="/", capture_output=True, text=True,
+            timeout=600, check=False,
+        )  # fmt: skip
+
+    def api(self, path: str, content: object = None) -> Object:
+        """Ask the MLflow server as its admin; a GET without content."""
+        request = urllib.request.Request(
+            f"{self.mlflow}/api/2.0/mlflow/{path}",
+            data=None if content is None else json.dumps(content).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        word = base64.b64encode(f"admin:{self.password['admin']}".encode()).decode()
+        request.add_header("Authorization", f"Basic {word}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _variables(container: Object) -> dict[str, str]:
+    return {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
+
+
+def _only(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = (f for f in objects if (f["kind"], f["metadata"]["name"]) == (kind, name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    overlay: Callable[[str], list[Object]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    made = Cluster(overlay("dev-cpu"), tmp_path_factory.mktemp("container") / "app")
+    _fill(made)
+    with (made.app.parent / "servers.log").open("w") as log:
+        started = [_start_mlflow(made, log)]
+        try:
+            _wait(f"{made.mlflow}/health", started[-1], log.name)
+            made.api("users/create", {"username": "jobs", "password": made.password["jobs"]})
+            started.append(_start_ray(made, log))
+            _wait(f"{made.dashboard}/api/version", started[-1], log.name)
+            yield made
+        finally:
+            for process in reversed(started):
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _fill(made: Cluster) -> None:
+    """Lay out /app: the image's files, and the head's mounts."""
+    for file in image.files():
+        path = made.app / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, path)
+    pod = _only(made.objects, "RayCluster", "precalib")["spec"]["headGroupSpec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for mount in pod["containers"][0]["volumeMounts"]:
+        path = made.app.parent / mount["mountPath"].lstrip("/")
+        path.mkdir(parents=True, exist_ok=True)
+        if "configMap" in volumes[mount["name"]]:
+            name = volumes[mount["name"]]["configMap"]["name"]
+            for file, text in _only(made.objects, "ConfigMap", name)["data"].items():
+                (path / file).write_text(text)
+
+
+def _start_mlflow(made: Cluster, log: object) -> subprocess.Popen[bytes]:
+    """The Deployment's command and environment; loopback and SQLite instead of PostgreSQL."""
+    template = _only(made.objects, "Deployment", "mlflow")["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    folder = made.app.parent / "mlflow"
+    folder.mkdir()
+    (auth,) = (
+        f["data"]["basic_auth.ini"]
+        for f in made.objects
+        if f["kind"] == "ConfigMap" and f["metadata"]["name"].startswith("mlflow-auth")
+    )
+    database = "postgresql://mlflow@postgres:5432/mlflow"
+    assert database in auth
+    (folder / "basic_auth.ini").write_text(auth.replace(database, f"sqlite:///{folder}/auth.db"))
+    made.password = {"admin": secrets.token_hex(16), "jobs": secrets.token_hex(16)}
+    port = _free_port()
+    made.mlflow = f"http://127.0.0.1:{port}"
+    environment = _machine() | _variables(container) | {
+        "MLFLOW_HOST": "127.0.0.1",
+        "MLFLOW_PORT": str(port),
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": made.password["admin"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        "HOME": str(folder),
+    }  # fmt: skip
+    command = [str(BIN / container["command"][0]), *container["command"][1:]]
+    return _start(command, environment, folder, log)
+
+
+def _start_ray(made: Cluster, log: object) -> subprocess.Popen[bytes]:
+    """A head in /app with the environment of the head's container, and two CPUs of a worker's."""
+    template = _only(made.objects, "RayCluster", "precalib")["spec"]["headGroupSpec"]["template"]
+    container = template["spec"]["containers"][0]
+    client = _only(made.objects, "ConfigMap", "mlflow-client")["data"]
+    assert client.keys() == {"MLFLOW_TRACKING_URI"}
+    made.token = secrets.token_hex(16)
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": made.token}
+    home = made.app.parent / "tmp"
+    made.environment = _machine() | authentication | {"HOME": str(home)}
+    environment = made.environment | _variables(container) | {
+        "MLFLOW_TRACKING_URI": made.mlflow,
+        "MLFLOW_TRACKING_USERNAME": "jobs",
+        "MLFLOW_TRACKING_PASSWORD": made.password["jobs"],
+        "HOME": str(home),
+    }  # fmt: skip
+    port = _free_port()
+    made.dashboard = f"http://127.0.0.1:{port}"
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={_free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--metrics-export-port={_free_port()}",
+        f"--ray-client-server-port={_free_port()}", "--num-cpus=2", "--disable-usage-stats",
+        "--temp-dir", str(made.app.parent / "r"),
+    ]  # fmt: skip
+    return _start(command, environment, made.app, log)
+
+
+def _machine() -> dict[str, str]:
+    """The environment of this machine, without what would lead elsewhere."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "COLUMNS"))}
+    return kept | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+
+
+def _start(
+    command: list[str], environment: dict[str, str], folder: Path, log: object
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: str) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError:
+            return  # it answers, and wants a token
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"{url} does not answer: {Path(log).read_text()[-2000:]}")
+
+
+def test_the_other_overlays_give_the_same_commands(
+    overlay: Callable[[str], list[Object]],
+) -> None:
+    wanted = {name: job["entrypoint"] for name, job in ray_jobs(overlay("dev-cpu")).items()}
+    for name in OVERLAYS:
+        objects = overlay(name)
+        assert {key: job["entrypoint"] for key, job in ray_jobs(objects).items()} == wanted
+        assert config_files(objects).keys() == config_files(overlay("dev-cpu")).keys()
+
+
+def test_convert(cluster: Cluster) -> None:
+    template = _only(cluster.objects, "Job", "convert")["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    done = subprocess.run(
+        container["command"], cwd=cluster.app, env=_machine() | {"HOME": str(cluster.app.parent)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (cluster.app / "data" / "digits" / "train.parquet").exists()
+
+
+def test_a_stranger_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(
+            f"{cluster.mlflow}/api/2.0/mlflow/registered-models/search", timeout=10
+        )
+
+
+def test_pretrain_then_its_retry(cluster: Cluster) -> None:
+    done = cluster.submit("pretrain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "registered: models:/mlp-digits-precalibrated/1" in done.stdout
+    assert (cluster.app / "runs" / "mlp-digits" / "final" / "model.safetensors").exists()
+    again = cluster.submit("pretrain")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "mlp-digits has finished before" in again.stdout
+    versions = cluster.api("model-versions/search")["model_versions"]
+    assert [(v["name"], v["version"]) for v in versions] == [("mlp-digits-precalibrated", "1")]
+
+
+def test_train_from_what_pretrain_has_registered(cluster: Cluster) -> None:
+    done = cluster.submit("train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting from models:/mlp-digits-precalibrated/1" in done.stdout
+    assert (cluster.app / "runs" / "digits-precalibrated" / "run.json").exists()
+
+
+def test_search(cluster: Cluster) -> None:
+    done = cluster.submit("search")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert yaml.safe_load((cluster.app / "runs" / "search-mlp-digits" / "best.yaml").read_text())
+
+
+def test_nightly_search_has_the_name_of_the_day(cluster: Cluster) -> None:
+    days = {datetime.datetime.now(datetime.UTC).date()}
+    done = cluster.submit("nightly-search")
+    days.add(datetime.datetime.now(datetime.UTC).date())
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = (cluster.app / "runs").glob("nightly-search-*")
+    assert made.name in {f"nightly-search-{day}" for day in days}
+
+
+def test_a_job_that_fails_fails_its_submission(cluster: Cluster) -> None:
+    moved = cluster.app / "cluster" / "train.yaml"
+    moved.rename(moved.with_suffix(".away"))
+    try:
+        done = cluster.submit("train")
+    finally:
+        moved.with_suffix(".away").rename(moved)
+    assert done.returncode != 0
+    assert "config file: 'cluster/train.yaml': cannot be read" in done.stdout
+
+
+def test_nothing_was_written_where_the_root_file_system_is_read_only(cluster: Cluster) -> None:
+    mounted = ("cluster/", "data/", "runs/")
+    there = {
+        str(path.relative_to(cluster.app))
+        for path in cluster.app.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {path for path in there if not path.startswith(mounted)} == image.files()
