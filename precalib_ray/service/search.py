@@ -32,6 +32,8 @@ from precalib_ray.service.study import FAILED, FINISHED, RUNNING, STOPPED, Recor
 from precalib_ray.service.terminal import Display, console, stage, table
 
 BEST_FILE = "best.yaml"
+_FULL_LENGTH = 4
+"""What is registered may take so many times a trial's samples to reach the target."""
 
 
 def search(config: SearchConfig) -> Study:
@@ -325,12 +327,22 @@ def _in_words(recipe: Mapping[str, Any]) -> str:
     )
 
 
+def _whole(job: PretrainConfig) -> dict[str, Any]:
+    """The duration of a trial without the haste: a search cuts short what other seeds may need."""
+    duration = job.duration.model_dump()
+    if job.duration.until_deviation is None:
+        return duration
+    longer = {key: duration[key] * _FULL_LENGTH for key in ("steps", "samples") if duration[key]}
+    return duration | longer
+
+
 def _register(config: SearchConfig, record: Record, run_id: str | None) -> Pretrained:
     """Run the best recipe with other seeds, and register the one in the middle."""
     jobs = []
     for number in range(1, config.register_seeds + 1):
         seed = config.seed + number
-        jobs.append(_best_config(config, record, name=f"{config.name}-best-{seed}", seed=seed))
+        job = _best_config(config, record, name=f"{config.name}-best-{seed}", seed=seed)
+        jobs.append(base.validate(PretrainConfig, job.model_dump() | {"duration": _whole(job)}))
     offline = {"offline": True}
     with session.connect():
         done = []
