@@ -95,7 +95,7 @@ def run_workers(
             told = [(evaluation["step"], tell(evaluation)) for evaluation in record["evaluations"]]
             if told:
                 text = told[-1][1][0]
-            display.update(record["step"], f"loss {record['loss']:.4f} {text}")
+            display.update(record["step"], f"loss {record['loss']:.4f} {text}".rstrip())
             if run is None:
                 return
             names = ("loss", "learning_rate", "samples_per_second", "samples")
