@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,10 +87,11 @@ def run(
             total.get(name, 0) // (each * resources.num_workers) for name, each in bundle.items()
         ]
         at_once = max(1, int(min(fits)))
+    searcher = _Search(proposer)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(function, request),
         tune_config=TuneConfig(
-            search_alg=_Search(proposer),
+            search_alg=searcher,
             scheduler=_Asha(max_samples=max_samples, **asha) if asha else FIFOScheduler(),
             num_samples=num_trials,
             max_concurrent_trials=at_once,
@@ -106,7 +108,10 @@ def run(
     )
     # At the end Tune misses the files that the loggers would have written; see ``session``.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    trainer.in_thread(tuner.fit)
+    try:
+        trainer.in_thread(tuner.fit)
+    finally:
+        searcher.closed = True
 
 
 class _Search(Searcher):  # type: ignore[misc]
@@ -116,6 +121,8 @@ class _Search(Searcher):  # type: ignore[misc]
         super().__init__()
         self._proposer = proposer
         self._keys: dict[str, str] = {}
+        self.closed = False
+        """Interrupted: Tune, in its thread, sees its actors go; their trials have not failed."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         proposal = self._proposer.propose()
@@ -130,6 +137,8 @@ class _Search(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if self.closed:
+            return
         message = "its process was lost: out of memory, or killed" if error else ""
         report = None if error or result is None else _mappings(result)
         self._proposer.finish(self._keys.pop(trial_id), report, message)
@@ -289,6 +298,8 @@ def _summary(job: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, An
         for m in outcome["after"]["measurements"]
         if not (m["probe"] in data and data[m["probe"]]["held_out"])
     }
+    if not all(map(math.isfinite, deviations.values())):
+        raise DivergedError(f"the confidence on a probe is not a number: {deviations}")
     progress = outcome["progress"]
     return {
         METRIC: max(deviations.values()),

@@ -106,6 +106,12 @@ class SearchConfig(Named):
         if (self.objective == "downstream") != (self.downstream is not None):
             allowed = "goes with objective=downstream, and that with it"
             raise ContradictionError("downstream", self.objective, allowed)
+        if self.downstream is not None and self.trials.num_workers > 1:
+            allowed = "must be 1 with objective=downstream, which trains in the trial itself"
+            raise ContradictionError("trials.num_workers", self.trials.num_workers, allowed)
+        if self.downstream is not None and "untrained" not in self.references:
+            allowed = "must hold untrained: its accuracy is what no recipe may lose"
+            raise ContradictionError("references", self.references, allowed)
         return self
 
     def pretraining(

@@ -171,7 +171,7 @@ class Run:
         """
         try:
             experiment = self.client.get_run(self.run_id).info.experiment_id
-            found, token = set(), None
+            found, begun, token = set(), [], None
             while True:
                 page = self.client.search_runs(
                     [experiment],
@@ -180,12 +180,15 @@ class Run:
                 )
                 for run in page:
                     if run.info.status == "RUNNING":
-                        self.client.delete_run(run.info.run_id)
+                        begun.append(run.info.run_id)
                     elif tag in run.data.tags:
                         found.add(run.data.tags[tag])
                 token = page.token
                 if not token:
-                    return found
+                    break
+            for run_id in begun:  # not before: pages are counted from the first run
+                self.client.delete_run(run_id)
+            return found
         except Exception as error:  # stores and drivers fail in ways of their own
             raise TrackingError(f"MLflow did not list runs: {error}") from error
 

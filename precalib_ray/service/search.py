@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import statistics
 import tempfile
@@ -20,7 +21,7 @@ from precalib_ray.config.search import SearchConfig
 from precalib_ray.core import pretraining
 from precalib_ray.data import parquet
 from precalib_ray.data.dataset import Split
-from precalib_ray.errors import ClusterError, TrackingError
+from precalib_ray.errors import ClusterError, ConfigError, Problem, TrackingError
 from precalib_ray.registry import tracking
 from precalib_ray.report import figures
 from precalib_ray.report import search as search_figures
@@ -87,12 +88,12 @@ def _shared(config: SearchConfig) -> dict[str, Any]:
         name: preflight.read_inputs(probe["path"], probe["split"], shape, limit=probes["size"])
         for name, probe in probes["data"].items()
     }
-    return {"images": images, "statistics": measured, "splits": _splits(config)}
+    splits = _splits(config, corners[0]["model"]) if config.downstream else None
+    return {"images": images, "statistics": measured, "splits": splits}
 
 
-def _splits(config: SearchConfig) -> dict[str, Split] | None:
-    if config.downstream is None:
-        return None
+def _splits(config: SearchConfig, model: Mapping[str, Any]) -> dict[str, Split]:
+    assert config.downstream is not None, "asked by the caller"
     folder = Path(config.downstream.data.path)
     splits = {
         name: parquet.read_split(
@@ -101,6 +102,10 @@ def _splits(config: SearchConfig) -> dict[str, Split] | None:
         for name in ("train", "val")
     }
     train, num = splits["train"], config.downstream.num_samples
+    if train.info.num_classes != model["num_classes"]:
+        allowed = f"the data set {folder} has {train.info.num_classes} classes"
+        raise ConfigError([Problem("recipe.model.num_classes", model["num_classes"], allowed)])
+    preflight.to_shape(train, model["input_shape"], str(folder), limit=1)
     splits["train"] = Split(train.images[:num], train.labels[:num], train.info)
     return splits
 
@@ -182,14 +187,16 @@ class _Children:
 
     def _work(self) -> None:
         told = False
-        known = self._known()
+        known: set[str] | None = None
         while (record := self._queue.get()) is not None:
-            if record["key"] in known:
-                continue
             try:
-                self._log(record)
-                known.add(record["key"])
+                if known is None:
+                    known = self._known()
+                if record["key"] not in known:
+                    self._log(record)
+                    known.add(record["key"])
             except TrackingError as error:
+                known = None  # what was half written is deleted when they are read again
                 if not told:
                     console.print(f"{error}; submitted again, the search sends it", style="yellow")
                 told = True
@@ -214,7 +221,7 @@ class _Children:
                 "precalib.reason": str(record["reason"])[:5000],
             },
         )
-        child.log_params(record["recipe"] or record["point"] or {})
+        child.log_params(record["recipe"] or {"point": json.dumps(record["point"])})
         for samples, deviation in record.get("history", []):
             child.log_metrics({"deviation": deviation}, step=int(samples))
         final = {
@@ -227,7 +234,9 @@ class _Children:
         child.log_metrics(final, step=int(record.get("samples", 0)))
         failed = record["state"] == FAILED
         with tempfile.TemporaryDirectory() as folder:
-            child.end("FAILED" if failed else "FINISHED", Path(folder) / "lost.jsonl")
+            if not child.flush():
+                raise TrackingError(f"MLflow did not take the metrics of trial {record['key']}")
+            child.end("FAILED" if failed else "FINISHED", Path(folder) / "none.jsonl")
 
 
 def _best_config(config: SearchConfig, record: Record, **fields: Any) -> PretrainConfig:

@@ -51,14 +51,15 @@ class Study:
         self._num_objectives = 2 if config.objective == "pareto" else 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._sampler = _sampler(config)
+            # Taking up what is known draws nothing: with the same seed, the draws would come again.
+            self._sampler = _sampler(config, seed=config.seed + len(self.records))
+        self._forgets = config.algorithm == "tpe" and self._num_objectives == 1
         self._told: list[optuna.trial.FrozenTrial] = []
         self._recent = self._optuna([])
         self._started, self._seconds = time.monotonic(), self.seconds
         self._asked: dict[str, optuna.Trial] = {}
         for record in self.trials:
-            self._recent.enqueue_trial(record["point"])
-            self._ask(record["key"])
+            self._ask(record["key"], record["point"])
             if record["state"] != RUNNING:
                 self._tell(record)
 
@@ -90,7 +91,7 @@ class Study:
     @property
     def num_left(self) -> int:
         """Trials, reference trials included, that have yet to end."""
-        ended = sum(r["state"] != RUNNING for r in self.records.values())
+        ended = sum(r["state"] != RUNNING for r in list(self.records.values()))
         return int(self.num_trials + len(self._config.references) - ended)
 
     def best(self, num: int = 1) -> list[Record]:
@@ -99,8 +100,11 @@ class Study:
 
     def propose(self) -> tuple[str, dict[str, Any]] | None:
         """Key and job of the next trial; None if all have been proposed."""
-        if self._restart:
+        while self._restart:
             record = self.records[self._restart.pop(0)]
+            if record["recipe"] is None:  # killed between beginning it and refusing it
+                self.finish(record["key"], None, "its settings do not go together")
+                continue
             return record["key"], self._job(record)
         for name in self._config.references:
             if f"reference-{name}" not in self.records:
@@ -109,9 +113,7 @@ class Study:
                 return record["key"], self._job(record)
         while len(self.trials) < self.num_trials:
             key = f"{len(self.trials):05d}"
-            if self._points:
-                self._recent.enqueue_trial(self._points[len(self.trials)])
-            point = self._ask(key)
+            point = self._ask(key, self._points[len(self.trials)] if self._points else None)
             try:
                 tried = self._config.pretraining(space.at(self._config.recipe, point))
             except ConfigError as error:  # settings that do not go together
@@ -217,9 +219,12 @@ class Study:
             "data_training": training,
         }
 
-    def _ask(self, key: str) -> space.Point:
-        if len(self._recent.trials) >= 2 * _LOOKS_AT:
+    def _ask(self, key: str, decided: space.Point | None) -> space.Point:
+        """The point that the algorithm proposes, or what it is to take for its proposal."""
+        if self._forgets and len(self._recent.trials) >= 2 * _LOOKS_AT:
             self._recent = self._optuna(self._worth_looking_at())
+        if decided is not None:
+            self._recent.enqueue_trial(decided)
         trial = self._asked[key] = self._recent.ask()
         point: space.Point = {}
 
@@ -250,6 +255,8 @@ class Study:
             trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
         told = trial.study.tell(trial, self.scores(record))
+        if told.values is None:
+            return
         self._told.append(told)
         if trial.study is not self._recent:
             self._recent.add_trial(told)
@@ -270,8 +277,8 @@ class Study:
         self._identity.write(f"{_FOLDER}/{record['key']}.json", json.dumps(record, indent=2))
 
 
-def _sampler(config: SearchConfig) -> optuna.samplers.BaseSampler:
-    seed = config.seed % 2**32
+def _sampler(config: SearchConfig, *, seed: int) -> optuna.samplers.BaseSampler:
+    seed %= 2**32
     if config.algorithm != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(

@@ -55,12 +55,14 @@ def test_a_killed_driver_loses_no_trial_and_repeats_none(
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while len(ended(tmp_path)) < 8:
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    try:
+        while len(ended(tmp_path)) < 8:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     before = ended(tmp_path)
     begun = set(records(tmp_path))
     assert len(before) < 17
