@@ -119,6 +119,7 @@ def test_what_is_proposed_after_a_kill_was_not_proposed_before(
     assert len(points) == 16
 
 
+@pytest.mark.slow
 def test_a_long_search_taken_up_again_knows_what_was_found_where(tmp_path: Path) -> None:
     job = config(tmp_path, num_trials=410, references=[])
     drive(study_of(job))
@@ -139,6 +140,7 @@ def test_a_trial_killed_before_it_was_refused_is_refused(tmp_path: Path) -> None
     assert again.records["00000"]["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_long_search_looks_looks_at_few_trials_and_forgets_no_score(tmp_path: Path) -> None:
     study = study_of(config(tmp_path, num_trials=450, references=[]))
     drive(study)
@@ -170,6 +172,7 @@ def test_pareto_tells_both(tmp_path: Path) -> None:
     assert front <= {(r["deviation"], float(r["samples"])) for r in study.trials}
 
 
+@pytest.mark.slow
 def test_grid_is_tried_in_whole(tmp_path: Path) -> None:
     recipe = {"optimizer": {"kind": "adam", "lr": {"choice": [1e-3, 3e-3]}},
               "noise": {"choice": [{"kind": "gaussian"}, {"kind": "laplace"}]}}  # fmt: skip
