@@ -33,6 +33,8 @@ def test_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(REPOSITORY)
     words = shlex.split(command[command.index("python jobs/") :])
     job, arguments = Path(words[1]).stem, words[2:]
+    if arguments[-2:] == ["--register", "best"]:
+        arguments[-2:] = ["register_best=true"]  # what it is short for
     file = arguments.pop(0) if arguments and "=" not in arguments[0] else None
     refused = "batch_sise" in command  # the one that is shown to be refused
     if refused:
