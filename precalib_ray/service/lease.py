@@ -57,6 +57,7 @@ class Lease:
             "shown": f"process {process.pid} on {socket.gethostname()}",
         }
         self._lock = filelock.FileLock(str(folder.local / ".lease.lock")) if folder.local else None
+        self._failures = 0
         self._ended = threading.Event()
         self._in_main = threading.current_thread() is threading.main_thread()
         self.lost = False
@@ -66,8 +67,8 @@ class Lease:
         """Wait for the lease, and keep it."""
         told: str | None = None
         try:
-            while (owner := self._take()) is not None:
-                if owner["token"] != told:
+            while (owner := self._try()) is not None:
+                if owner["token"] not in ("", told):
                     told = owner["token"]
                     self._tell(f"{self._name} is being run by {owner['shown']}; waiting for it")
                 time.sleep(_POLL_S)
@@ -96,8 +97,9 @@ class Lease:
 
     def require(self) -> None:
         """Raise ClusterError if another submission has taken over."""
-        if self.lost or not self._is_mine():
-            self.lost = True
+        with contextlib.suppress(OSError):  # for a moment; what is to be written next will tell
+            self.lost = self.lost or not self._is_mine()
+        if self.lost:
             raise ClusterError(
                 f"another submission of {self._name} has taken over: this one was not heard of for "
                 f"{EXPIRY_S:g} s; submitted again, it waits for that one and returns its result"
@@ -106,6 +108,18 @@ class Lease:
     @property
     def _probe(self) -> str:
         return f"lease-{self._token}.probe"
+
+    def _try(self) -> dict[str, Any] | None:
+        """As ``_take``; storage may fail for a while, as when a file is replaced while it is read."""
+        try:
+            owner = self._take()
+        except OSError:
+            self._failures += 1
+            if self._failures * _POLL_S > EXPIRY_S:
+                raise
+            return {"token": ""}
+        self._failures = 0
+        return owner
 
     def _take(self) -> dict[str, Any] | None:
         """Become the owner, or return who is."""
