@@ -110,7 +110,7 @@ class Lease:
         return f"lease-{self._token}.probe"
 
     def _try(self) -> dict[str, Any] | None:
-        """As ``_take``; storage may fail for a while, as when a file is replaced while it is read."""
+        """As ``_take``; storage may fail for a while, as when a file is replaced while read."""
         try:
             owner = self._take()
         except OSError:
@@ -152,10 +152,11 @@ class Lease:
     def _has_died(self, owner: dict[str, Any]) -> bool:
         if owner["machine"] == self._content["machine"]:
             try:
-                started = psutil.Process(owner["pid"]).create_time()
+                process = psutil.Process(owner["pid"])
+                other = abs(process.create_time() - owner["started"]) > 1.0  # number used again
+                if other or process.status() == psutil.STATUS_ZOMBIE:
+                    return True
             except psutil.NoSuchProcess:
-                return True
-            if abs(started - owner["started"]) > 1.0:  # the number is another process's now
                 return True
         self._folder.write(self._probe, "")
         now, beaten = self._folder.modified(self._probe), self._folder.modified(_FILE)

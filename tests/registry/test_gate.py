@@ -37,7 +37,7 @@ def version(store: str, name: str, folder: Path, *, head: float, **tags: str) ->
     model = models.build(SPEC, seed=0)
     models.scale_head(model, SPEC["num_classes"], head)
     with torch.no_grad():
-        models.find_head(model, SPEC["num_classes"]).bias.zero_()  # type: ignore[union-attr]
+        models.find_head(model, SPEC["num_classes"])[1].bias.zero_()  # type: ignore[union-attr]
     directory = checkpoint.save(folder / f"{head}", model=model, spec=SPEC, metrics={"head": head})
     run = tracking.Run(uri=store, experiment="gate", name="r", tags={})
     found = publishing.publish(run, directory, name=name, tags=tags, description="")
