@@ -113,7 +113,7 @@ class Postgres:
             "-c max_connections=200",
             "start",
         )  # fmt: skip
-        self.uri = f"postgresql://mlflow:{PASSWORD}@127.0.0.1:{self.port}/postgres"
+        self.uri = f"postgresql+psycopg2://mlflow:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self._folder / f"{program}.log").open("wb") as log:  # a pipe would stay open

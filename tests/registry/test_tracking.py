@@ -85,7 +85,7 @@ def test_what_was_in_flight_when_the_job_was_killed_is_there_once(
     again.log_metrics({"loss": 3.5, "accuracy": 0.6}, step=1)  # a step that is done again
     assert again.end("FINISHED")
     client = MlflowClient(tracking_uri=store)
-    assert history(client, run.run_id) == [(1, 3.0), (2, 2.0)]
+    assert sorted(history(client, run.run_id)) == [(1, 3.0), (2, 2.0)]
     assert history(client, run.run_id, "accuracy") == [(1, 0.5)]
 
 
