@@ -69,7 +69,7 @@ def when_there(file: Path, *actions: Any) -> threading.Thread:
 def test_two_submissions_at_the_same_moment_return_one_version(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """This process and another; one of them trains."""
+    """One in this process and one in another; only the first to come trains."""
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     job = config(tmp_path, store)
     (tmp_path / "job.yaml").write_text(base.to_yaml(job))
