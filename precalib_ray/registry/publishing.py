@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,16 +18,20 @@ from typing import Any
 import mlflow
 import mlflow.pytorch
 import numpy as np
+import safetensors
 import torch
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
-from precalib_ray.errors import TrackingError
+from precalib_ray.errors import PrecalibError, TrackingError
 from precalib_ray.registry.tracking import Run, set_global_uri
 
 CANDIDATE = "candidate"
+CARD_FILE = "card.html"
+_LOGGED = "model"  # the logged model's name within its run
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 
 
@@ -47,7 +52,8 @@ def publish(
 ) -> str:
     """Register a checkpoint directory as the newest version, with the alias ``candidate``.
 
-    A run has one version of a name: published again, it is returned.
+    A run has one version of a name: published again it is returned, also where an earlier try was
+    interrupted half-way, or two tries run at the same moment.
 
     Returns:
         The version.
@@ -56,66 +62,122 @@ def publish(
         TrackingError: the server refused, or the model cannot be exported; the checkpoint stays.
         CheckpointError: the directory is damaged.
     """
-    registered = _registered(run, name)
-    if registered is not None:
-        run.client.set_registered_model_alias(name, CANDIDATE, registered)
-        return registered
+    with _told(f"the model could not be registered; its checkpoint is whole: {directory}"):
+        registered = _versions_of(run, name)
+        if not registered:
+            model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
+            with contextlib.suppress(MlflowException):  # it exists already
+                run.client.create_registered_model(name)
+            created = run.client.create_model_version(
+                name,
+                source=f"models:/{model_id}",
+                run_id=run.run_id,
+                model_id=model_id,
+                tags={key: str(value) for key, value in tags.items()},
+                description=description,
+            )
+            registered = _versions_of(run, name)
+            # Of two tries at the same moment both see the first; the second takes its own back.
+            if int(created.version) != registered[0]:
+                run.client.delete_model_version(name, str(created.version))
+        _set_candidate(run, name)
+    return str(registered[0])
+
+
+def describe(
+    run: Run, name: str, version: str, *, description: str, card: str | None = None
+) -> None:
+    """Give a version its description, and its HTML card as ``card.html`` beside the model.
+
+    Raises:
+        TrackingError: the server refused.
+    """
+    with _told(f"version {version} of {name} could not be described"):
+        if card is not None:
+            model_id = run.client.get_model_version(name, version).model_id
+            assert model_id is not None, "publish gave it one"
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / CARD_FILE
+                file.write_text(card)
+                run.client.log_model_artifact(model_id, str(file))
+                run.client.log_artifact(run.run_id, str(file))
+        run.client.update_model_version(name, version, description=description)
+
+
+def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
+    """Log the checkpoint as a model of the run; returns its id."""
     spec = checkpoint.read_description(directory)["model"]
     model = checkpoint.load_model(directory, trust_code=trust_code).eval()
-    example = torch.zeros(2, *spec["input_shape"])
+    example = np.zeros((2, *spec["input_shape"]), dtype=np.float32)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *spec["input_shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, spec["num_classes"]))]),
+        inputs=Schema([TensorSpec(example.dtype, (-1, *spec["input_shape"]))]),
+        outputs=Schema([TensorSpec(example.dtype, (-1, spec["num_classes"]))]),
     )
     set_global_uri(run.uri)
-    try:
-        with _quiet(), mlflow.start_run(run_id=run.run_id):
-            info = mlflow.pytorch.log_model(
-                model,
-                name="model",
-                signature=signature,
-                input_example=example.numpy(),
-                extra_files=[str(directory / file) for file in _FILES],
-                pip_requirements=_requirements(),
-                serialization_format="pt2",
-            )
-        with contextlib.suppress(MlflowException):  # it exists already
-            run.client.create_registered_model(name)
-        version = run.client.create_model_version(
-            name,
-            source=info.model_uri,
-            run_id=run.run_id,
-            model_id=info.model_id,
-            tags={key: str(value) for key, value in tags.items()},
-            description=description,
+    with _quiet(), mlflow.start_run(run_id=run.run_id):
+        info = mlflow.pytorch.log_model(
+            model,
+            name=_LOGGED,
+            signature=signature,
+            input_example=example,
+            extra_files=[str(directory / file) for file in _FILES],
+            pip_requirements=[f"{name}=={version}" for name, version in versions().items()],
+            serialization_format="pt2",
         )
-        run.client.set_registered_model_alias(name, CANDIDATE, version.version)
-    except Exception as error:  # export and transport fail in too many ways to list
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(
-            f"the model could not be registered: {reason}; its checkpoint is whole: {directory}"
-        ) from error
-    return str(version.version)
+    return str(info.model_id)
 
 
-def _registered(run: Run, name: str) -> str | None:
-    """The version that an earlier try of the same run has registered."""
+def _logged(run: Run) -> str | None:
+    """The model that an earlier try logged whole, and did not come to register."""
+    experiment = run.client.get_run(run.run_id).info.experiment_id
+    found = run.client.search_logged_models(
+        [experiment], f"source_run_id = '{run.run_id}' AND name = '{_LOGGED}'"
+    )
+    whole = [str(m.model_id) for m in found if m.status == LoggedModelStatus.READY]
+    return whole[0] if whole else None
+
+
+def _versions_of(run: Run, name: str) -> list[int]:
+    """The versions of a name that are of this run, the oldest first."""
+    found = run.client.search_model_versions(f"name = '{name}' AND run_id = '{run.run_id}'")
+    return sorted(int(version.version) for version in found)
+
+
+def _set_candidate(run: Run, name: str) -> None:
+    """Point ``candidate`` at the newest version, whoever registers another one meanwhile."""
+
+    def newest() -> int:
+        return max(int(v.version) for v in run.client.search_model_versions(f"name = '{name}'"))
+
+    version = 0
+    while version != (version := newest()):
+        run.client.set_registered_model_alias(name, CANDIDATE, str(version))
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Failures of MLflow and of the export, of which there are too many kinds to list, as ours."""
     try:
-        found = run.client.search_model_versions(f"name='{name}'")
+        yield
+    except PrecalibError:
+        raise
     except Exception as error:
-        raise TrackingError(f"the model could not be registered: {error}") from error
-    versions = [v.version for v in found if v.run_id == run.run_id]
-    return str(versions[0]) if versions else None
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(f"{what} ({reason})") from error
 
 
-def _requirements() -> list[str]:
+def versions() -> dict[str, str]:
+    """What a version is made with, and what loading it needs; this package is not among it."""
     import torchvision
 
-    return [
-        f"torch=={torch.__version__.partition('+')[0]}",
-        f"torchvision=={torchvision.__version__.partition('+')[0]}",
-        f"numpy=={np.__version__}",
-    ]
+    found = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "safetensors": safetensors.__version__,
+        "numpy": np.__version__,
+        "mlflow": mlflow.__version__,
+    }
+    return {name: str(version).partition("+")[0] for name, version in found.items()}
 
 
 @contextlib.contextmanager
