@@ -22,6 +22,9 @@ from precalib_ray.errors import CheckpointError
 
 BATCH_SIZE, PROBE_SIZE = 16, 16
 EVERY, MAX_STEPS, MAX_SECONDS = 5, 100, 120.0
+LEARNING_RATE = 1e-4
+"""More lets confidence overshoot where features are large, as in a He-initialized ResNet."""
+
 HEAD_SCALE = 0.1
 """Of the new layer's own initialization: less to unlearn, and nothing that is zero."""
 
@@ -91,7 +94,7 @@ def renew_head(
     engine = Engine(
         renewed,
         num_classes=num_classes,
-        optimizer={"kind": "adam", "lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)},
+        optimizer={"kind": "adam", "lr": LEARNING_RATE, "weight_decay": 0.0, "betas": (0.9, 0.999)},
         loss={"kind": "cross_entropy"},
         schedule={"kind": "linear", "warmup_steps": 0},
         num_steps=MAX_STEPS,

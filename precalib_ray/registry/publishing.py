@@ -26,7 +26,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
-from precalib_ray.errors import PrecalibError, TrackingError
+from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry.tracking import Run, set_global_uri
 
 CANDIDATE = "candidate"
@@ -52,8 +52,8 @@ def publish(
 ) -> str:
     """Register a checkpoint directory as the newest version, with the alias ``candidate``.
 
-    A run has one version of a name: published again it is returned, also where an earlier try was
-    interrupted half-way, or two tries run at the same moment.
+    A run has one version of a name: published again, also after an interruption half-way, it is
+    returned.
 
     Returns:
         The version.
@@ -62,46 +62,50 @@ def publish(
         TrackingError: the server refused, or the model cannot be exported; the checkpoint stays.
         CheckpointError: the directory is damaged.
     """
-    with _told(f"the model could not be registered; its checkpoint is whole: {directory}"):
-        registered = _versions_of(run, name)
-        if not registered:
-            model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
-            with contextlib.suppress(MlflowException):  # it exists already
-                run.client.create_registered_model(name)
-            created = run.client.create_model_version(
-                name,
-                source=f"models:/{model_id}",
-                run_id=run.run_id,
-                model_id=model_id,
-                tags={key: str(value) for key, value in tags.items()},
-                description=description,
-            )
-            registered = _versions_of(run, name)
-            # Of two tries at the same moment both see the first; the second takes its own back.
-            if int(created.version) != registered[0]:
-                run.client.delete_model_version(name, str(created.version))
-        _set_candidate(run, name)
-    return str(registered[0])
+    registered = _registered(run, name)
+    if registered is not None:
+        return registered
+    try:
+        model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
+        with contextlib.suppress(MlflowException):  # it exists already
+            run.client.create_registered_model(name)
+        version = run.client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run.run_id,
+            model_id=model_id,
+            tags={key: str(value) for key, value in tags.items()},
+            description=description,
+        )
+        run.client.set_registered_model_alias(name, CANDIDATE, version.version)
+    except CheckpointError:
+        raise
+    except Exception as error:  # export and transport fail in too many ways to list
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(
+            f"the model could not be registered: {reason}; its checkpoint is whole: {directory}"
+        ) from error
+    return str(version.version)
 
 
-def describe(
-    run: Run, name: str, version: str, *, description: str, card: str | None = None
-) -> None:
-    """Give a version its description, and its HTML card as ``card.html`` beside the model.
+def describe(run: Run, name: str, version: str, *, description: str, card: str) -> None:
+    """Give a version its description, and its HTML card as an artifact of run and model.
 
     Raises:
         TrackingError: the server refused.
     """
-    with _told(f"version {version} of {name} could not be described"):
-        if card is not None:
-            model_id = run.client.get_model_version(name, version).model_id
-            assert model_id is not None, "publish gave it one"
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / CARD_FILE
-                file.write_text(card)
+    try:
+        model_id = _logged(run)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / CARD_FILE
+            file.write_text(card)
+            if model_id is not None:
                 run.client.log_model_artifact(model_id, str(file))
-                run.client.log_artifact(run.run_id, str(file))
+            run.client.log_artifact(run.run_id, str(file))
         run.client.update_model_version(name, version, description=description)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(f"version {version} of {name} has no card yet: {reason}") from error
 
 
 def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
@@ -137,33 +141,16 @@ def _logged(run: Run) -> str | None:
     return whole[0] if whole else None
 
 
-def _versions_of(run: Run, name: str) -> list[int]:
-    """The versions of a name that are of this run, the oldest first."""
-    found = run.client.search_model_versions(f"name = '{name}' AND run_id = '{run.run_id}'")
-    return sorted(int(version.version) for version in found)
-
-
-def _set_candidate(run: Run, name: str) -> None:
-    """Point ``candidate`` at the newest version, whoever registers another one meanwhile."""
-
-    def newest() -> int:
-        return max(int(v.version) for v in run.client.search_model_versions(f"name = '{name}'"))
-
-    version = 0
-    while version != (version := newest()):
-        run.client.set_registered_model_alias(name, CANDIDATE, str(version))
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Failures of MLflow and of the export, of which there are too many kinds to list, as ours."""
+def _registered(run: Run, name: str) -> str | None:
+    """The version that an earlier try of the run has registered, and perhaps ended there."""
     try:
-        yield
-    except PrecalibError:
-        raise
+        found = run.client.search_model_versions(f"name='{name}'")
+        mine = [int(v.version) for v in found if v.run_id == run.run_id]
+        if mine and max(mine) == max(int(v.version) for v in found):
+            run.client.set_registered_model_alias(name, CANDIDATE, str(max(mine)))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"{what} ({reason})") from error
+        raise TrackingError(f"the model could not be registered: {error}") from error
+    return str(min(mine)) if mine else None
 
 
 def versions() -> dict[str, str]:

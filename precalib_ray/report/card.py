@@ -193,6 +193,8 @@ def _missed(recipe: Mapping[str, Any], progress: Mapping[str, Any]) -> float | N
 def _hardware(found: Mapping[str, Any] | None) -> str:
     if not found:
         return "not recorded"
-    threads = f", {found['threads']} threads" if found["threads"] else ""
+    threads = ""
+    if found["threads"]:
+        threads = f", {found['threads']} thread{'s' if found['threads'] > 1 else ''}"
     workers = f"{found['num_workers']} × " if found["num_workers"] > 1 else ""
     return f"{workers}{found['device']}{threads}"

@@ -103,8 +103,8 @@ def _mlp(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         f"width, body = {width}, [nn.Flatten()]",
         f"for features in [{math.prod(spec['input_shape'])}] + [width] * {depth - 1}:",
         f"    body += [nn.Linear(features, width), {norm}nn.ReLU()]",
-        "layers = {'body': nn.Sequential(*body), 'head': nn.Linear(width, spec['num_classes'])}",
-        "model = nn.Sequential(OrderedDict(layers))",
+        'head = nn.Linear(width, spec["num_classes"])',
+        "model = nn.Sequential(OrderedDict(body=nn.Sequential(*body), head=head))",
     ]
 
 

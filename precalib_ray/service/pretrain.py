@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from precalib_ray.cluster import worker
-from precalib_ray.config import base
-from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
-from precalib_ray.core import checkpoint, pretraining
-from precalib_ray.registry import lineage, publishing, tracking
-from precalib_ray.report import card, figures
-from precalib_ray.service import preflight
+from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.core import pretraining
+from precalib_ray.registry import publishing, tracking
+from precalib_ray.service import preflight, registration
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import close_run, log_files, open_run, run_workers
-from precalib_ray.service.terminal import console, stage, table
-from precalib_ray.version import __version__
+from precalib_ray.service.job import close_run, open_run, run_workers
+from precalib_ray.service.terminal import console, table
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,9 @@ def pretrain(config: PretrainConfig) -> Pretrained:
             done = {"checkpoint": str(result.checkpoint), "outcome": result.outcome}
             identity.update(result={**done, "model_uri": None})
         result = Pretrained(Path(done["checkpoint"]), done["outcome"], None)
-        model_uri = _publish(config, result, run) if run else None
+        model_uri = (
+            registration.register(config, result.checkpoint, result.outcome, run) if run else None
+        )
     except BaseException as error:
         close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -97,94 +95,6 @@ def _deviations(record: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of one probing, by their names in MLflow."""
     each = {f"deviation/{name}": value for name, value in record["deviations"].items()}
     return {"deviation": record["deviation"], **each}
-
-
-def _publish(config: PretrainConfig, result: Pretrained, run: tracking.Run) -> str:
-    outcome, spec = result.outcome, config.model.model_dump()
-    progress, before, after = outcome["progress"], outcome["before"], outcome["after"]
-    name = config.tracking.register_as or publishing.default_name(spec)
-    with stage("registering the checkpoint"):
-        run.log_metrics(
-            {
-                "final/deviation": after["deviation"],
-                "initial/deviation": before["deviation"],
-                "final/class_bias": max(m["class_bias"] for m in after["measurements"]),
-                "train_seconds": progress["seconds"],
-                "probe_seconds": progress["evaluation_seconds"],
-            },
-            step=progress["step"],
-        )
-        figure = figures.pretraining(
-            outcome,
-            title=f"{config.name}: confidence to chance",
-            num_classes=config.model.num_classes,
-        )
-        drawn = log_files(run, config, figure, "deviation")
-        data = lineage.log_data(run, _data(config))
-        tags = _tags(config, outcome, data)
-        version = publishing.publish(
-            run,
-            result.checkpoint,
-            name=name,
-            tags=tags,
-            description=f"{after['deviation']:.4f} above chance, from {before['deviation']:.4f}",
-            trust_code=config.model.kind == "function",
-        )
-        uri = f"models:/{name}/{version}"
-        weights = hashlib.sha256((result.checkpoint / checkpoint.MODEL_FILE).read_bytes())
-        written = card.write(
-            uri=uri,
-            recipe=config.model_dump(),
-            recipe_yaml=base.to_yaml(config, exclude={"tracking", "storage", "scaling"}),
-            outcome=outcome,
-            figures=[("Deviation along noise pretraining, and before and after it", drawn)],
-            versions={"precalib_ray": __version__, **publishing.versions()},
-            digests={
-                "config": base.digest(config, exclude=NOT_IDENTITY),
-                "weights (SHA-256)": weights.hexdigest(),
-                **{f"{use.name} (SHA-256)": digest for use, digest in data.items()},
-            },
-        )
-        publishing.describe(run, name, version, description=written.markdown, card=written.html)
-    run.set_tags(tags | {"precalib.stop_reason": progress["stop_reason"]})
-    return uri
-
-
-def _data(config: PretrainConfig) -> list[lineage.Used]:
-    """The data sets that probes are taken from, and those whose statistics noise has."""
-    plain = config.model_dump()
-    matched = [plain["noise"], *plain["probes"]["noise"].values()]
-    sources = sorted(set().union(*(preflight.matched_sources(spec) for spec in matched)))
-    probes = config.probes.data.values()
-    return [
-        *(lineage.Used(probe.path, probe.split, "probe") for probe in probes),
-        *(lineage.Used(path, "train", "noise") for path in sources),
-    ]
-
-
-def _tags(
-    config: PretrainConfig, outcome: Mapping[str, Any], data: Mapping[lineage.Used, str]
-) -> dict[str, Any]:
-    """What a run and the version of it are found by."""
-    progress, after = outcome["progress"], outcome["after"]
-    return {
-        "precalib.recipe": card.in_words(config.model_dump()),
-        "precalib.deviation": f"{after['deviation']:.6f}",
-        "precalib.worst_probe": after["worst"],
-        **{
-            f"precalib.deviation.{m['probe']}.{m['mode']}": f"{m['deviation']:.6f}"
-            for m in after["measurements"]
-        },
-        "precalib.noise": config.noise.kind,
-        "precalib.labels": config.labels.kind,
-        "precalib.samples": progress["samples"],
-        "precalib.seconds": f"{progress['seconds']:.1f}",
-        "precalib.seed": config.seed,
-        "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
-        "precalib.version": __version__,
-        **{f"precalib.data_sha256.{use.name}": digest for use, digest in data.items()},
-        **config.tracking.tags,
-    }
 
 
 def _finished(config: PretrainConfig, result: Mapping[str, Any]) -> Pretrained:
