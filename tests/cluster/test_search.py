@@ -129,7 +129,9 @@ def test_a_search_of_several_workers_nests_trainers(tmp_path: Path) -> None:
 
 
 def test_trials_that_can_never_fit_are_refused_at_once(tmp_path: Path) -> None:
-    job = config(tmp_path, trials={"num_workers": 64}, tracking={"offline": True})
+    job = config(
+        tmp_path, trials={"num_workers": 64}, recipe={"batch_size": 64}, tracking={"offline": True}
+    )
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"can never run this job: CPU: 64 needed"):
         search(job)

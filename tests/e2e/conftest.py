@@ -27,6 +27,12 @@ CLASSES: dict[str, type[base.Strict]] = {
 """What each job's YAML may say; configs are named after their job."""
 
 
+def environment() -> dict[str, str]:
+    """That of a user: without what other tests, in this process, have told Ray and MLflow."""
+    ours = ("RAY_ADDRESS", "COLUMNS", "MLFLOW_TRACKING_URI")
+    return {k: v for k, v in os.environ.items() if k not in ours} | {"PYTHONPATH": str(REPOSITORY)}
+
+
 @dataclass(frozen=True)
 class Finished:
     """A job that has ended."""
@@ -42,13 +48,11 @@ def job(tmp_path: Path) -> Callable[..., Finished]:
     """Run ``python jobs/NAME.py ARGUMENTS`` in an empty folder."""
 
     def run(name: str, *arguments: str, timeout: float = 300) -> Finished:
-        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "COLUMNS")}
-        environment |= {"PYTHONPATH": str(REPOSITORY)}
         started = time.monotonic()
         done = subprocess.run(
             [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments],
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=timeout,

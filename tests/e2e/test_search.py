@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.e2e.conftest import REPOSITORY, Finished
+from tests.e2e.conftest import REPOSITORY, Finished, environment
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ def test_a_killed_driver_loses_no_trial_and_repeats_none(
     killed = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "jobs" / "search.py"), "search.yaml"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120

@@ -33,7 +33,13 @@ from tests.k8s import image
 from tests.k8s.checks import config_files
 from tests.k8s.manifests import OVERLAYS, Object, ray_jobs
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "PRECALIB_ENTRYPOINTS" not in os.environ,
+        reason="takes minutes and a quiet machine: set PRECALIB_ENTRYPOINTS=1 to run entry points",
+    ),
+]
 BIN = Path(sys.executable).parent
 
 
