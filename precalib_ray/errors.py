@@ -68,3 +68,9 @@ class ClusterError(PrecalibError):
     """Ray cannot give what was asked for, or the job ran out of retries."""
 
     exit_code = 6
+
+
+class GateError(PrecalibError):
+    """The gate refused a version, with the numbers; what was champion is champion still."""
+
+    exit_code = 7

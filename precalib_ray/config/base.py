@@ -8,8 +8,9 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -23,10 +24,22 @@ AS_NOISE = "(as noise)"
 """Ends the description of a field whose own fields are those of ``noise``, listed there."""
 
 
+@dataclass(frozen=True)
+class Flag:
+    """A word of the command line that stands for an override."""
+
+    name: str
+    override: str
+    choice: str | None = None
+    """What must follow the name, if anything."""
+
+
 class Strict(BaseModel):
     """A part of a config: unknown fields are refused, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    flags: ClassVar[tuple[Flag, ...]] = ()
+    """Of a job: what its command line takes beside overrides."""
 
 
 class ContradictionError(ValueError):

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from precalib_ray.config.base import ContradictionError, Strict
+from precalib_ray.config.base import ContradictionError, Flag, Strict
 from precalib_ray.config.recipe import (
     Adam,
     CrossEntropy,
@@ -58,8 +58,8 @@ class DataProbe(Strict):
     held_out: bool = Field(True, description="measure, but hide from the stopping rule")
 
 
-class Probes(Strict):
-    """The panel that confidence is measured on, and when."""
+class Panel(Strict):
+    """What confidence is measured on."""
 
     noise: dict[str, Noise] = Field(
         {
@@ -72,10 +72,23 @@ class Probes(Strict):
     )
     data: dict[str, DataProbe] = Field({}, description="probes of real images, by name")
     size: int = Field(128, ge=2, le=100_000, description="inputs of a probe")
+    seed: int = Field(0x9E37, ge=0, description="seed of the probes")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.noise and not self.data:
+            raise ContradictionError("", {}, "needs at least one probe")
+        for name in self.noise.keys() & self.data.keys():
+            raise ContradictionError(f"data.{name}", name, "is the name of a noise probe too")
+        return self
+
+
+class Probes(Panel):
+    """The panel that confidence is measured on, and when."""
+
     stop_size: int = Field(
         64, ge=2, description="inputs of a probe that the stopping rule looks at"
     )
-    seed: int = Field(0x9E37, ge=0, description="seed of the probes")
     every: int = Field(10, ge=1, description="steps between probings")
     max_share: float = Field(
         0.05, gt=0, le=10, description="most forward passes for probing, by those of training"
@@ -85,10 +98,6 @@ class Probes(Strict):
     def _sizes(self) -> Self:
         if self.stop_size > self.size:
             raise ContradictionError("stop_size", self.stop_size, f"must be <= size, {self.size}")
-        if not self.noise and not self.data:
-            raise ContradictionError("", {}, "needs at least one probe")
-        for name in self.noise.keys() & self.data.keys():
-            raise ContradictionError(f"data.{name}", name, "is the name of a noise probe too")
         return self
 
     @property
@@ -131,21 +140,52 @@ class Checkpoints(Strict):
     keep: int = Field(2, ge=1, description="newest checkpoints kept on storage")
 
 
-class Tracking(Strict):
+class Server(Strict):
     """Where MLflow is."""
 
     uri: str | None = Field(
         None, description="tracking server; null: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db"
     )
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        if "@" in urlsplit(self.uri or "").netloc:
+            allowed = "must hold no user or password; MLflow reads them from its environment"
+            raise ContradictionError("uri", "(not shown)", allowed)
+        return self
+
+
+class Tracking(Server):
+    """Where MLflow is, and what a job does there."""
+
     experiment: str = Field("precalib_ray", min_length=1, description="experiment's name")
     offline: bool = Field(False, description="do without MLflow: nothing is tracked or registered")
     register_as: str | None = Field(
         None, pattern=_NAME, description="registered model; null: MODEL-kK-precalibrated"
     )
     tags: dict[str, str] = Field({}, description="more tags of the run and of what it registers")
+    max_wait: float = Field(
+        60.0, ge=0, le=86_400, description="seconds that the end of a job waits for a server"
+    )
 
 
-NOT_IDENTITY = {"scaling", "tracking", "storage", "trials", "register_best", "register_seeds"}
+class Promotion(Strict):
+    """What the gate lets through, measured on the job's own probes."""
+
+    tolerance: float = Field(
+        0.005, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+    )
+
+
+NOT_IDENTITY = {
+    "scaling",
+    "tracking",
+    "storage",
+    "trials",
+    "register_best",
+    "register_seeds",
+    "promote",
+}
 """Fields of a job that say where and on what it runs, not what it is."""
 
 
@@ -158,13 +198,6 @@ class Named(Strict):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     tracking: Tracking = Field(Tracking(), description="where MLflow is")
-
-    @model_validator(mode="after")
-    def _no_secrets(self) -> Self:
-        if "@" in urlsplit(self.tracking.uri or "").netloc:
-            allowed = "must hold no user or password; MLflow reads them from its environment"
-            raise ContradictionError("tracking.uri", "(not shown)", allowed)
-        return self
 
 
 class Job(Named):
@@ -203,6 +236,9 @@ class PretrainConfig(Job):
     duration: Duration = Field(description="when to stop")
     probes: Probes = Field(Probes(), description="where confidence is measured")
     checkpoints: Checkpoints = Field(Checkpoints(), description="when the run is saved")
+    promote: Promotion | None = Field(
+        None, description="make the version champion if the gate lets it; null: do not"
+    )
 
     @property
     def max_samples(self) -> int | None:
@@ -235,6 +271,8 @@ class PretrainConfig(Job):
             raise ContradictionError(
                 "schedule.kind", self.schedule.kind, "needs duration.steps or samples"
             )
+        if self.promote is not None and self.tracking.offline:
+            raise ContradictionError("promote", "{...}", "has no effect with tracking.offline")
         self._check_target(num_steps)
         return self
 
@@ -396,6 +434,49 @@ class QuickstartConfig(Strict):
     model: Model = Field(
         MLPModel(kind="mlp", num_classes=10, input_shape=(1, 8, 8), depth=6, width=256, init="he"),
         description="the network; it must take 1x8x8 images and give 10 classes",
+    )
+
+
+class PromoteConfig(Strict):
+    """The gate: a registered version becomes champion if it is close enough to chance."""
+
+    flags = (Flag("--rollback", "rollback=true"),)
+
+    name: str = Field(pattern=_NAME, description="registered model")
+    version: str = Field(
+        "candidate", pattern=r"^[\w.-]+$", description="the version, by number or alias"
+    )
+    tolerance: float = Field(
+        0.005, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+    )
+    probes: Panel = Field(Panel(), description="what it is measured on")
+    rollback: bool = Field(False, description="go back to the champion before, unmeasured")
+    trust_code: bool = Field(False, description="run the function that makes the model")
+    tracking: Server = Field(Server(), description="where MLflow is")
+
+
+class RegisterConfig(Strict):
+    """Registration of a checkpoint directory, however old."""
+
+    path: str = Field(min_length=1, description="the directory")
+    probes: Panel = Field(Panel(), description="what its deviation is measured on")
+    trust_code: bool = Field(False, description="run the function that makes the model")
+    tracking: Tracking = Field(Tracking(), description="where MLflow is")
+
+    @model_validator(mode="after")
+    def _online(self) -> Self:
+        if self.tracking.offline:
+            raise ContradictionError("tracking.offline", True, "nothing is registered offline")
+        return self
+
+
+class SyncConfig(Strict):
+    """Sending of what MLflow did not take of a run that has ended."""
+
+    name: str = Field(pattern=_NAME, description="the run's name, a folder under storage")
+    storage: str = Field("runs", min_length=1, description="where the run's folder is")
+    tracking: Tracking | None = Field(
+        None, description="where MLflow is; null: as the run was submitted"
     )
 
 

@@ -7,13 +7,19 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from precalib_ray.config import space
-from precalib_ray.config.base import ContradictionError, Strict, validate
-from precalib_ray.config.jobs import Named, PretrainConfig, TrainConfig, TrainData
+from precalib_ray.config.base import ContradictionError, Flag, Strict, validate
+from precalib_ray.config.jobs import (
+    Named,
+    PretrainConfig,
+    Promotion,
+    TrainConfig,
+    TrainData,
+)
 from precalib_ray.config.recipe import Adam, Optimizer
 from precalib_ray.errors import ConfigError, Problem
 
 Reference = Literal["untrained", "zero_head", "paper"]
-_OF_THE_SEARCH = ("name", "storage", "scaling", "tracking")
+_OF_THE_SEARCH = ("name", "storage", "scaling", "tracking", "promote")
 
 
 class Asha(Strict):
@@ -60,6 +66,8 @@ class Trials(Strict):
 class SearchConfig(Named):
     """Search for the recipe that brings a network to chance at the least cost."""
 
+    flags = (Flag("--register", "register_best=true", choice="best"),)
+
     recipe: dict[str, Any] = Field(
         description="fields of pretrain; any value may be {choice: [...]}, {uniform: [low, high]}, "
         "{loguniform: ...}, {randint: ...} or {quniform: [low, high, q]}"
@@ -86,12 +94,17 @@ class SearchConfig(Named):
         False, description="re-run the best recipe with other seeds and register the median"
     )
     register_seeds: int = Field(3, ge=1, le=100, description="seeds of that")
+    promote: Promotion | None = Field(
+        None, description="make what is registered champion if the gate lets it; null: do not"
+    )
 
     @model_validator(mode="after")
     def _searchable(self) -> Self:
         for name in _OF_THE_SEARCH:
             if name in self.recipe:
                 raise ContradictionError(f"recipe.{name}", self.recipe[name], f"is {name} above")
+        if self.promote is not None and not self.register_best:
+            raise ContradictionError("promote", "{...}", "has no effect without register_best")
         space.check(self.recipe, "recipe")
         for recipe in self.corners():
             if self.objective == "cost_to_target" and recipe.duration.until_deviation is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,31 @@ def probe_schedule(
     return due
 
 
+def panel(
+    probes: Mapping[str, Any],
+    shape: Sequence[int],
+    *,
+    images: Mapping[str, Tensor],
+    statistics: Mapping[str, Mapping[str, Any]],
+) -> Panel:
+    """The panel that a config describes, for inputs of a shape; arguments as of ``Pretraining``."""
+    size, seed = probes["size"], probes["seed"]
+    return Panel(
+        [
+            *(
+                noise_probe(
+                    name, with_statistics(spec, statistics), size=size, input_shape=shape, seed=seed
+                )
+                for name, spec in probes["noise"].items()
+            ),
+            *(
+                Probe(name, images[name][:size], held_out=spec["held_out"])
+                for name, spec in probes["data"].items()
+            ),
+        ]
+    )
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a finished pretraining is known by."""
@@ -95,25 +120,7 @@ class Pretraining:
         self._probes = recipe["probes"]
         self._save_every = recipe["checkpoints"]["every_steps"]
         images, statistics = images or {}, statistics or {}
-        size, seed = self._probes["size"], self._probes["seed"]
-        self.panel = Panel(
-            [
-                *(
-                    noise_probe(
-                        name,
-                        with_statistics(spec, statistics),
-                        size=size,
-                        input_shape=shape,
-                        seed=seed,
-                    )
-                    for name, spec in self._probes["noise"].items()
-                ),
-                *(
-                    Probe(name, images[name][:size], held_out=spec["held_out"])
-                    for name, spec in self._probes["data"].items()
-                ),
-            ]
-        )
+        self.panel = panel(self._probes, shape, images=images, statistics=statistics)
         rank, world_size = world()
         self._stream = NoiseStream(
             with_statistics(recipe["noise"], statistics),

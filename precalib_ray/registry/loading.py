@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
-from precalib_ray.registry.tracking import require_reachable, resolve_uri
+from precalib_ray.registry.tracking import one_line, require_reachable, resolve_uri
 
 EXTRA_FILES = "extra_files"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -52,7 +52,7 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
                 f"{extra}/{name}", dst_path=str(directory), tracking_uri=server
             )
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"{uri} cannot be pulled: {error}") from None
+        raise TrackingError(f"{uri} cannot be pulled: {one_line(error)}") from None
     return f"models:/{version.name}/{version.version}"
 
 

@@ -8,6 +8,7 @@ a dynamic batch, for ``mlflow.pytorch.load_model`` and serving.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,15 +19,16 @@ import mlflow
 import mlflow.pytorch
 import numpy as np
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
-from precalib_ray.errors import TrackingError
-from precalib_ray.registry.tracking import Run, set_global_uri
+from precalib_ray.errors import CheckpointError, TrackingError
+from precalib_ray.registry import versions
+from precalib_ray.registry.tracking import Run, one_line, set_global_uri
 
-CANDIDATE = "candidate"
+CANDIDATE = versions.CANDIDATE
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 
 
@@ -44,10 +46,20 @@ def publish(
     tags: Mapping[str, Any],
     description: str,
     trust_code: bool = False,
+    key: str | None = None,
 ) -> str:
-    """Register a checkpoint directory as the newest version, with the alias ``candidate``.
+    """Register a checkpoint directory as a version; the newest has the alias ``candidate``.
 
-    A run has one version of a name: published again, it is returned.
+    A key has one version of a name: published again, or by many at once, it is returned.
+
+    Args:
+        run: where the version is from.
+        directory: the checkpoint.
+        name: of the registered model.
+        tags: of the version.
+        description: of the version.
+        trust_code: as ``checkpoint.load_model`` takes it.
+        key: what there shall be one version of; None for the run.
 
     Returns:
         The version.
@@ -56,9 +68,8 @@ def publish(
         TrackingError: the server refused, or the model cannot be exported; the checkpoint stays.
         CheckpointError: the directory is damaged.
     """
-    registered = _registered(run, name)
+    registered = _registered(run, name, key)
     if registered is not None:
-        run.client.set_registered_model_alias(name, CANDIDATE, registered)
         return registered
     spec = checkpoint.read_description(directory)["model"]
     model = checkpoint.load_model(directory, trust_code=trust_code).eval()
@@ -79,33 +90,56 @@ def publish(
                 pip_requirements=_requirements(),
                 serialization_format="pt2",
             )
-        with contextlib.suppress(MlflowException):  # it exists already
-            run.client.create_registered_model(name)
-        version = run.client.create_model_version(
+        version = versions.create(
+            run.client,
             name,
+            key=key or run.run_id,
             source=info.model_uri,
             run_id=run.run_id,
             model_id=info.model_id,
-            tags={key: str(value) for key, value in tags.items()},
+            tags={**tags, versions.DIGEST_TAG: digest(directory)},
             description=description,
         )
-        run.client.set_registered_model_alias(name, CANDIDATE, version.version)
+        versions.point_candidate(run.client, name)
     except Exception as error:  # export and transport fail in too many ways to list
-        reason = " ".join(str(error).split())[:300]
         raise TrackingError(
-            f"the model could not be registered: {reason}; its checkpoint is whole: {directory}"
-        ) from error
-    return str(version.version)
+            f"the model could not be registered: {one_line(error)}; its checkpoint is whole: "
+            f"{directory}"
+        ) from None
+    return version
 
 
-def _registered(run: Run, name: str) -> str | None:
-    """The version that an earlier try of the same run has registered."""
+def digest(directory: Path) -> str:
+    """SHA-256 of what a version holds of a checkpoint; raises CheckpointError."""
+    sha = hashlib.sha256()
+    for name in _FILES:
+        try:
+            content = (directory / name).read_bytes()
+        except OSError:
+            raise CheckpointError(f"{directory / name}: there is no such file") from None
+        sha.update(f"{name} {len(content)} ".encode() + content)
+    return sha.hexdigest()
+
+
+def find_digest(uri: str, name: str, sha256: str) -> str | None:
+    """The version that holds a checkpoint with a digest; raises TrackingError."""
     try:
-        found = run.client.search_model_versions(f"name='{name}'")
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        found = versions.find(client, name, tag=versions.DIGEST_TAG, value=sha256)
     except Exception as error:
-        raise TrackingError(f"the model could not be registered: {error}") from error
-    versions = [v.version for v in found if v.run_id == run.run_id]
-    return str(versions[0]) if versions else None
+        raise TrackingError(f"{name} cannot be looked up: {one_line(error)}") from None
+    return found[0] if found else None
+
+
+def _registered(run: Run, name: str, key: str | None) -> str | None:
+    """The version that an earlier try has registered, which may have ended there."""
+    try:
+        found = versions.find(run.client, name, tag=versions.KEY_TAG, value=key or run.run_id)
+        if found:
+            versions.point_candidate(run.client, name)
+    except Exception as error:
+        raise TrackingError(f"the model could not be registered: {one_line(error)}") from None
+    return found[0] if found else None
 
 
 def _requirements() -> list[str]:

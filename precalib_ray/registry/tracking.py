@@ -1,36 +1,42 @@
 """The one connection of a job to its MLflow server.
 
-Metrics are sent in the background of training and never stop it: what a server that has gone away
-did not take is kept, tried again with whatever comes next, and at the end written beside the
-checkpoints.
+Metrics are sent by a thread of their own and never hold up training. Each is kept on storage, in
+the ``spool``, before it is sent and until the server has taken it: what a server that has gone away
+did not take is sent when it is back, by the job, or by the next one that goes on with the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import json
 import logging
 import os
 import sqlite3
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
+import sqlalchemy
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from precalib_ray.data.storage import Folder
 from precalib_ray.errors import TrackingError
+from precalib_ray.registry.secrets import redact
+from precalib_ray.registry.spool import Entry, Spool
 
 CONNECT_TIMEOUT_S = 5.0
 DEFAULT_URI = "sqlite:///mlflow.db"
 _BATCH = 1000  # most metrics that MLflow takes at once
-_RETRY_AFTER_S = 15.0
+_RETRY_AFTER_S = 5.0
+_DATABASES = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": None}
 
 _logger = logging.getLogger(__name__)
 
@@ -74,10 +80,43 @@ def require_reachable(uri: str) -> None:
             raise TrackingError(
                 f"MLflow's database {file} cannot be opened ({error}); {advice}"
             ) from None
+    elif parts.scheme.partition("+")[0] in _DATABASES:
+        _require_database(uri, advice)
+
+
+def _require_database(uri: str, advice: str) -> None:
+    """MLflow itself would try for minutes."""
+    engine = None
+    try:
+        url = sqlalchemy.make_url(uri)
+        timeout = _DATABASES[url.get_backend_name()]
+        arguments = {timeout: int(CONNECT_TIMEOUT_S)} if timeout else {}
+        engine = sqlalchemy.create_engine(
+            url, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments
+        )
+        engine.connect().close()
+    except Exception as error:  # drivers fail in ways of their own
+        shown, reason = redact(uri), one_line(getattr(error, "orig", None) or error)
+        raise TrackingError(
+            f"MLflow's database {shown} cannot be opened ({reason}); {advice}"
+        ) from None
+    finally:
+        if engine is not None:
+            engine.dispose()
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, for the message of another: short, and without secrets."""
+    return redact(" ".join(str(error).split()))[:300]
 
 
 class Run:
-    """An MLflow run that is being written."""
+    """An MLflow run that is being written.
+
+    A metric has one value per step: logged again, as by a worker that goes on from a checkpoint,
+    it is dropped. So whatever is in doubt can be compared with what the server has, and every
+    value gets there once.
+    """
 
     def __init__(
         self,
@@ -87,8 +126,17 @@ class Run:
         name: str,
         tags: Mapping[str, str],
         run_id: str | None = None,
+        spool: Folder | None = None,
     ) -> None:
         """Begin a run, or go on with one.
+
+        Args:
+            uri: the server.
+            experiment: its name; made if need be.
+            name: the run's.
+            tags: of a run that is begun.
+            run_id: the run to go on with.
+            spool: where metrics are kept until they are sent; None for memory alone.
 
         Raises:
             TrackingError: the server refused.
@@ -103,75 +151,92 @@ class Run:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
                     run_id = None  # begun on another server, or deleted
+            self._doubt = run_id is not None  # whether the server has what we do not know of
             if run_id is None:
                 run_id = self._begin(experiment, name, tags)
         except Exception as error:  # stores and drivers fail in ways of their own
-            raise TrackingError(f"MLflow refused the run: {error}") from error
+            raise TrackingError(f"MLflow refused the run: {one_line(error)}") from None
         self.run_id = run_id
-        self._waiting: list[Metric] = []
-        self._retry_at = 0.0
+        self._spool = Spool(spool)
+        self._logged: set[tuple[str, int]] = set()
+        self.last_status: str | None = None
+        """The end of an earlier submission that the server has not been told."""
+        for segment in self._spool.segments:
+            for entry in segment.entries:
+                if "metric" in entry:
+                    key, _, _, step = entry["metric"]
+                    self._logged.add((key, step))
+                else:
+                    self.last_status = entry["status"]
+            segment.entries = [entry for entry in segment.entries if "metric" in entry]
+        self._there: dict[str, set[int]] = {}  # steps by metric that the server was asked for
+        self.last_error = ""
+        """Why the server did not take what was sent last."""
+        self._changed = threading.Condition()
+        self._sending: int = 0
+        self._away = self._told_away = self._closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def _begin(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         found = self.client.get_experiment_by_name(experiment)
-        experiment_id = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(experiment, artifact_location(self.uri))
-        )
-        run = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        if found is None:
+            with contextlib.suppress(MlflowException):  # another job was quicker
+                self.client.create_experiment(experiment, artifact_location(self.uri))
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                raise TrackingError(f"the experiment {experiment} cannot be made")
+        run = self.client.create_run(found.experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested plain data under dotted names."""
         flat = [Param(key, str(value)[:6000]) for key, value in _flatten(params)]
-        try:
+        with self._told("the parameters"):
             for first in range(0, len(flat), 100):
                 self.client.log_batch(self.run_id, params=flat[first : first + 100])
-        except MlflowException as error:
-            raise TrackingError(f"MLflow refused the parameters: {error}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Log numbers; a server that is away gets them later."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if time.monotonic() >= self._retry_at:
-            self.flush()
+        fresh = [key for key in metrics if (key, step) not in self._logged]
+        self._logged.update((key, step) for key in fresh)
+        self._keep([{"metric": [key, float(metrics[key]), now, step]} for key in fresh])
 
-    def flush(self) -> bool:
-        """Send what is waiting; returns whether nothing is left."""
-        while self._waiting:
-            try:
-                self.client.log_batch(self.run_id, metrics=self._waiting[:_BATCH])
-            except Exception as error:  # whatever a client raises when its server is away
-                _logger.warning("MLflow did not take metrics, they are kept: %s", error)
-                self._retry_at = time.monotonic() + _RETRY_AFTER_S
-                return False
-            self._waiting = self._waiting[_BATCH:]
+    def flush(self, wait_s: float = 0.0) -> bool:
+        """Wait until the server has everything; returns whether it has.
+
+        Args:
+            wait_s: how long to wait for a server that is away; one that answers gets the time
+                that it needs.
+        """
+        with self._changed:
+            deadline = time.monotonic() + wait_s
+            self._away = False  # try now
+            self._changed.notify_all()
+            while len(self._spool):
+                if self._away and time.monotonic() >= deadline:
+                    return False
+                self._changed.wait(0.1)
         return True
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """Store an artifact."""
-        try:
+        with self._told(file.name):
             self.client.log_artifact(self.run_id, str(file), folder)
-        except Exception as error:  # transports fail in ways of their own
-            raise TrackingError(f"MLflow did not take {file.name}: {error}") from error
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run."""
-        try:
+        with self._told("tags"):
             for key, value in tags.items():
                 self.client.set_tag(self.run_id, key, value)
-        except Exception as error:
-            raise TrackingError(f"MLflow did not take tags: {error}") from error
 
-    def children(self, tag: str) -> set[str]:
-        """Values of a tag over the ended runs whose parent this is; raises TrackingError.
-
-        Those that were begun and never ended, by a driver that was killed, are deleted.
-        """
-        try:
+    def children(self, tag: str) -> dict[str, tuple[str, str]]:
+        """Run id and status of the runs whose parent this is, by a tag; raises TrackingError."""
+        with self._told("a question for runs"):
             experiment = self.client.get_run(self.run_id).info.experiment_id
-            found, begun, token = set(), [], None
+            found: dict[str, tuple[str, str]] = {}
+            token = None
             while True:
                 page = self.client.search_runs(
                     [experiment],
@@ -179,41 +244,105 @@ class Run:
                     page_token=token,
                 )
                 for run in page:
-                    if run.info.status == "RUNNING":
-                        begun.append(run.info.run_id)
-                    elif tag in run.data.tags:
-                        found.add(run.data.tags[tag])
+                    if tag in run.data.tags:
+                        found[run.data.tags[tag]] = (run.info.run_id, run.info.status)
                 token = page.token
                 if not token:
-                    break
-            for run_id in begun:  # not before: pages are counted from the first run
-                self.client.delete_run(run_id)
-            return found
-        except Exception as error:  # stores and drivers fail in ways of their own
-            raise TrackingError(f"MLflow did not list runs: {error}") from error
+                    return found
 
-    def end(self, status: str, spool: Path) -> Path | None:
-        """Set the status: FINISHED, FAILED or KILLED.
+    def end(self, status: str, *, wait_s: float = 0.0) -> bool:
+        """Set the status, FINISHED, FAILED or KILLED, after everything else has been sent.
 
         Returns:
-            None, or ``spool``, where the metrics that could not be sent were written.
+            Whether the server took it all; what it did not take is kept.
         """
-        sent = self.flush()
+        self._keep([{"status": status}])
+        sent = self.flush(wait_s)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        return sent
+
+    def _keep(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        with self._changed:
+            being_sent = self._spool.segments[self._sending - 1] if self._sending else None
+            self._spool.add(entries, after=being_sent)
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
         try:
-            self.client.set_terminated(self.run_id, status=status)
-        except Exception as error:  # the server is away: what was computed is not lost for that
-            _logger.warning("MLflow did not take the end of run %s: %s", self.run_id, error)
-        if sent:
-            return None
-        lines = [
-            json.dumps({"run_id": self.run_id, "key": m.key, "value": m.value,
-                        "timestamp": m.timestamp, "step": m.step})
-            for m in self._waiting
-        ]  # fmt: skip
-        spool.parent.mkdir(parents=True, exist_ok=True)
-        with spool.open("a") as file:
-            file.write("\n".join(lines) + "\n")
-        return spool
+            yield
+        except Exception as error:  # transports fail in ways of their own
+            raise TrackingError(f"MLflow did not take {what}: {one_line(error)}") from None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not self._spool.segments:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                self._sending = len(self._spool.segments)
+                entries = [e for s in self._spool.segments for e in s.entries]
+            error = self._send(entries)
+            with self._changed:
+                if error is None:
+                    self._spool.remove(self._sending)
+                    if self._told_away:
+                        _logger.warning("MLflow answers again; what was kept has been sent")
+                    self._told_away = False
+                self._sending = 0
+                self._changed.notify_all()
+                if error is None:
+                    continue
+                self.last_error = error
+                if not self._told_away:
+                    _logger.warning("MLflow does not take metrics, they are kept: %s", error)
+                self._told_away = self._away = self._doubt = True
+                self._there.clear()
+                self._changed.notify_all()
+                retry_at = time.monotonic() + _RETRY_AFTER_S
+                while self._away and not self._closed and time.monotonic() < retry_at:
+                    self._changed.wait(max(0.0, retry_at - time.monotonic()))
+
+    def _send(self, entries: list[Entry]) -> str | None:
+        """Send in order; returns what went wrong, if anything."""
+        try:
+            if self._told_away:
+                require_reachable(self.uri)  # gives up sooner than MLflow's client does
+            metrics = [Metric(*e["metric"]) for e in entries if "metric" in e]
+            if self._doubt:
+                metrics = [m for m in metrics if m.step not in self._steps(m.key)]
+            for first in range(0, len(metrics), _BATCH):
+                self._log_batch(metrics[first : first + _BATCH])
+            for entry in entries:
+                if "status" in entry:
+                    self.client.set_terminated(self.run_id, status=entry["status"])
+        except Exception as error:  # whatever a client raises when its server is away
+            return one_line(error)
+        return None
+
+    def _log_batch(self, metrics: list[Metric]) -> None:
+        try:
+            self.client.log_batch(self.run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(metrics) == 1:  # it never will: a name that MLflow does not allow
+                _logger.warning("MLflow refuses %s: %s", metrics[0].key, one_line(error))
+                return
+            middle = len(metrics) // 2
+            self._log_batch(metrics[:middle])
+            self._log_batch(metrics[middle:])
+
+    def _steps(self, key: str) -> set[int]:
+        if key not in self._there:
+            history = self.client.get_metric_history(self.run_id, key)
+            self._there[key] = {metric.step for metric in history}
+        return self._there[key]
 
 
 def artifact_location(uri: str) -> str | None:

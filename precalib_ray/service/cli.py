@@ -7,11 +7,14 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from pathlib import Path
+from typing import Any
 
 from precalib_ray.config import base
 from precalib_ray.core.importing import load_function
 from precalib_ray.errors import PrecalibError
+from precalib_ray.registry.secrets import guard_logs, redact
 
 INTERRUPTED = 130
 
@@ -37,15 +40,18 @@ def main(config_class: type[base.Strict], job: str) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config and end"
     )
-    if "register_best" in config_class.model_fields:
-        parser.add_argument("--register", choices=["best"], help="the same as register_best=true")
+    for flag in config_class.flags:
+        kind: dict[str, Any] = (
+            {"choices": [flag.choice]} if flag.choice else {"action": "store_true"}
+        )
+        parser.add_argument(flag.name, dest=flag.name, help=f"the same as {flag.override}", **kind)
     arguments = parser.parse_args()
     file, overrides = arguments.config, list(arguments.overrides)
-    if getattr(arguments, "register", None):
-        overrides.append("register_best=true")
+    overrides += [f.override for f in config_class.flags if getattr(arguments, f.name)]
     if file is not None and "=" in file:  # overrides alone make a config too
         file, overrides = None, [file, *overrides]
     sys.path.insert(0, os.getcwd())  # where the user's own functions are
+    guard_logs()
     try:
         config = base.load(config_class, file, overrides)
         if arguments.print_config:
@@ -53,9 +59,12 @@ def main(config_class: type[base.Strict], job: str) -> None:
             return
         load_function(job)(config)
     except PrecalibError as error:
-        for line in str(error).splitlines():
+        for line in redact(str(error)).splitlines():
             print(f"{script}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:  # a defect of ours
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(
             f"{script}: interrupted; the same command goes on from the last checkpoint",

@@ -6,15 +6,18 @@ writes, and what came of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
-
-import pyarrow.fs
 
 from precalib_ray.cluster.trainer import storage_path
 from precalib_ray.config.base import Strict
 from precalib_ray.config.jobs import NOT_IDENTITY
+from precalib_ray.data.storage import Folder
 from precalib_ray.errors import ConfigError, Problem
+from precalib_ray.service.lease import Lease
+from precalib_ray.service.terminal import console
 
 _FILE = "run.json"
 
@@ -28,31 +31,34 @@ class Identity:
         Raises:
             ConfigError: storage cannot be written, or another config has the name.
         """
+        self._name, self._storage = name, storage
+        self._lease: Lease | None = None
         self._config = config.model_dump(mode="json", exclude=NOT_IDENTITY)
-        try:
-            self._files, root = pyarrow.fs.FileSystem.from_uri(storage_path(storage))
-            self._directory = f"{root.rstrip('/')}/{name}"
-            self._files.create_dir(self._directory, recursive=True)
-            self.record = self._read()
-            if not self.record:
-                self.record = {"config": self._config}  # written once the run begins
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                [Problem("storage", storage, f"cannot be written: {error}")]
-            ) from None
-        differences = _differences(self.record["config"], self._config)
-        if differences:
-            raise ConfigError(
-                [
-                    Problem(
-                        "name", name, "is taken by a run with another config; choose another name"
-                    ),
-                    *(
-                        Problem(path, new, f"was {old!r} in that run")
-                        for path, old, new in differences
-                    ),
-                ]
-            )
+        self.folder = open_folder(storage, name)
+        self._load()
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[None]:
+        """Be the only submission of the run that works on it; waits while another does.
+
+        What the other has left is in the record then.
+
+        Raises:
+            ConfigError: another config has taken the name meanwhile.
+            ClusterError: this process was held up, and another submission has taken over.
+        """
+        with Lease(self.folder, name=self._name, tell=console.print) as lease:
+            self._lease = lease
+            try:
+                self._load()
+                yield
+            finally:
+                self._lease = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another submission has taken over."""
+        return self._lease is not None and self._lease.lost
 
     @property
     def run_id(self) -> str | None:
@@ -65,34 +71,46 @@ class Identity:
         return self.record.get("result")
 
     def update(self, **values: Any) -> None:
-        """Add to the record."""
+        """Add to the record; raises ClusterError if another submission has taken over."""
+        if self._lease is not None:
+            self._lease.require()
         self.record |= values
-        self.write(_FILE, json.dumps(self.record, indent=2))
+        self.folder.write(_FILE, json.dumps(self.record, indent=2))
 
-    def write(self, file: str, text: str) -> None:
-        """Replace a file of the run's folder, whole or not at all."""
-        folder, _, name = f"{self._directory}/{file}".rpartition("/")
-        self._files.create_dir(folder, recursive=True)
-        with self._files.open_output_stream(f"{folder}/.{name}.new") as stream:
-            stream.write(text.encode())
-        self._files.move(f"{folder}/.{name}.new", f"{folder}/{name}")
+    def _load(self) -> None:
+        self.record = read_record(self.folder, self._storage)
+        if not self.record:
+            self.record = {"config": self._config}  # written once the run begins
+        differences = _differences(self.record["config"], self._config)
+        if differences:
+            taken = "is taken by a run with another config; choose another name"
+            raise ConfigError(
+                [
+                    Problem("name", self._name, taken),
+                    *(
+                        Problem(path, new, f"was {old!r} in that run")
+                        for path, old, new in differences
+                    ),
+                ]
+            )
 
-    def read_all(self, folder: str) -> list[dict[str, Any]]:
-        """The JSON files of a folder in the run's folder, by name."""
-        selector = pyarrow.fs.FileSelector(f"{self._directory}/{folder}", allow_not_found=True)
-        files = sorted(f.path for f in self._files.get_file_info(selector) if f.extension == "json")
-        return [self._load(file) for file in files]
 
-    def _read(self) -> dict[str, Any]:
-        path = f"{self._directory}/{_FILE}"
-        if self._files.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
-            return {}
-        return self._load(path)
+def open_folder(storage: str, name: str) -> Folder:
+    """The folder of a run; raises ConfigError if storage cannot be written."""
+    try:
+        folder = Folder.at(storage_path(storage)) / name
+        folder.make()
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("storage", storage, f"cannot be written: {error}")]) from None
+    return folder
 
-    def _load(self, path: str) -> dict[str, Any]:
-        with self._files.open_input_stream(path) as stream:
-            record: dict[str, Any] = json.loads(stream.read())
-        return record
+
+def read_record(folder: Folder, storage: str) -> dict[str, Any]:
+    """What ``run.json`` holds, nothing if there is none; raises ConfigError."""
+    try:
+        return dict(json.loads(folder.read(_FILE) or "{}"))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("storage", storage, f"cannot be read: {error}")]) from None
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
 from precalib_ray.cluster import session, trainer
 from precalib_ray.config import base
 from precalib_ray.config.jobs import NOT_IDENTITY, Job, Named
+from precalib_ray.errors import TrackingError
 from precalib_ray.registry import tracking
 from precalib_ray.report import figures
 from precalib_ray.service.identity import Identity
 from precalib_ray.service.terminal import Display, console
 from precalib_ray.version import __version__
 
+SPOOL = "mlflow"
+"""Folder in the run's, of what MLflow has not taken yet."""
+
+T = TypeVar("T")
 Told = tuple[str, dict[str, float]]
 """What an evaluation says: a few words for the terminal, and metrics for MLflow."""
 
@@ -28,7 +35,9 @@ def open_run(config: Named, identity: Identity, *, phase: str) -> tracking.Run |
     Raises:
         TrackingError: the server does not answer within seconds.
     """
+    settings = config.model_dump(mode="json", include=NOT_IDENTITY)
     if config.tracking.offline:
+        identity.update(phase=phase, settings=settings)
         return None
     uri = tracking.resolve_uri(config.tracking.uri)
     tracking.require_reachable(uri)
@@ -43,21 +52,95 @@ def open_run(config: Named, identity: Identity, *, phase: str) -> tracking.Run |
             **config.tracking.tags,
         },
         run_id=identity.run_id,
+        spool=identity.folder / SPOOL,
     )
-    if run.run_id != identity.run_id:
-        identity.update(run_id=run.run_id)
+    begun = run.run_id != identity.run_id
+    identity.update(phase=phase, settings=settings, run_id=run.run_id)
+    if begun:
         run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
     return run
 
 
-def close_run(run: tracking.Run | None, config: Named, status: str) -> None:
-    """Set the status of the MLflow run; what could not be sent is kept in the run's folder."""
+@contextlib.contextmanager
+def tracked(config: Named, identity: Identity, *, phase: str) -> Iterator[tracking.Run | None]:
+    """The MLflow run of a job; its status is how the context ends.
+
+    Raises:
+        TrackingError: the server does not answer at the start, or has not taken everything at the
+            end; what it did not take is kept in the run's folder.
+    """
+    run = open_run(config, identity, phase=phase)
     if run is None:
+        yield None
         return
-    folder = Path(config.storage) if "://" not in config.storage else Path()
-    kept = run.end(status, spool=folder / config.name / "mlflow-pending.jsonl")
-    if kept is not None:
-        console.print(f"MLflow is away; what it did not take is kept in {kept}", style="yellow")
+    try:
+        yield run
+    except BaseException as error:
+        if not identity.lost:  # else the run is another submission's
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if not isinstance(error, TrackingError):
+                _tell_kept(identity)
+        raise
+    if not run.end("FINISHED", wait_s=config.tracking.max_wait):
+        raise _away(config, identity, run.last_error)
+
+
+def complete(run: tracking.Run, config: Named, identity: Identity, last: Callable[[], T]) -> T:
+    """Send what is kept, and do ``last``; with a server that is away, wait and try again.
+
+    Args:
+        run: the job's.
+        config: the job.
+        identity: the job's.
+        last: what a finished job tells MLflow; doing it twice is as good as once.
+
+    Raises:
+        TrackingError: the server stayed away for ``tracking.max_wait``, or refused.
+    """
+    deadline = time.monotonic() + config.tracking.max_wait
+    told = False
+    while True:
+        try:
+            tracking.require_reachable(run.uri)
+        except TrackingError as error:
+            if time.monotonic() >= deadline:
+                raise _away(config, identity, str(error)) from None
+            if not told:
+                wait = config.tracking.max_wait
+                console.print(f"MLflow is away; waiting for up to {wait:.0f} s", style="yellow")
+            told = True
+            time.sleep(1.0)
+            continue
+        try:
+            return last()
+        except TrackingError:
+            try:
+                tracking.require_reachable(run.uri)
+            except TrackingError:
+                continue  # it went away meanwhile
+            raise
+
+
+def unsent(identity: Identity) -> bool:
+    """Whether MLflow has not taken everything that the run has for it."""
+    return bool((identity.folder / SPOOL).names(".json"))
+
+
+def _away(config: Named, identity: Identity, reason: str) -> TrackingError:
+    return TrackingError(
+        f"MLflow does not take what {config.name} has made ({reason}).\n"
+        f"Nothing is lost: it is kept in {identity.folder}. Once the server answers, the same "
+        f"command sends it and registers what is to be registered, or python jobs/sync.py "
+        f"name={config.name} storage={config.storage}"
+    )
+
+
+def _tell_kept(identity: Identity) -> None:
+    if unsent(identity):
+        console.print(
+            f"MLflow is away; what it did not take is kept in {identity.folder}/{SPOOL}",
+            style="yellow",
+        )
 
 
 def run_workers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from precalib_ray.registry import publishing, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import close_run, log_files, open_run, run_workers
+from precalib_ray.service.job import complete, log_files, run_workers, tracked, unsent
+from precalib_ray.service.promote import promote_version
 from precalib_ray.service.terminal import console, stage, table
 from precalib_ray.version import __version__
+
+PHASE = "pretrain"
 
 
 @dataclass(frozen=True)
@@ -52,25 +55,58 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         for name, probe in config.probes.data.items()
     }
     identity = Identity(config, name=config.name, storage=config.storage)
-    done = identity.result
-    if done is not None and (done["model_uri"] or config.tracking.offline):
-        return _finished(config, done)
-    run = open_run(config, identity, phase="pretrain")
-    identity.update()
-    try:
-        if done is None:
-            result = _train(config, images, statistics, run)
-            done = {"checkpoint": str(result.checkpoint), "outcome": result.outcome}
-            identity.update(result={**done, "model_uri": None})
-        result = Pretrained(Path(done["checkpoint"]), done["outcome"], None)
-        model_uri = _publish(config, result, run) if run else None
-    except BaseException as error:
-        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    identity.update(result={**done, "model_uri": model_uri})
-    close_run(run, config, "FINISHED")
-    _show(config, result.outcome, model_uri, result.checkpoint)
-    return Pretrained(result.checkpoint, result.outcome, model_uri)
+    with identity.lease():
+        result = _result(identity)
+        told = config.tracking.offline or (result and result.model_uri and not unsent(identity))
+        if result and told:
+            console.print(f"{config.name} has finished before; nothing is done again.")
+        else:
+            with tracked(config, identity, phase=PHASE) as run:
+                result = result or _train(config, images, statistics, run, identity)
+                if run is not None:
+                    result = register(config, result, run, identity)
+        _show(config, result)
+        if config.promote is not None and result.model_uri is not None:
+            panel = pretraining.panel(plain["probes"], shape, images=images, statistics=statistics)
+            promote_version(
+                result.model_uri,
+                tracking_uri=config.tracking.uri,
+                tolerance=config.promote.tolerance,
+                panel_of=lambda spec: panel,
+                trust_code=config.model.kind == "function",
+            )
+    return result
+
+
+def register(
+    config: PretrainConfig, result: Pretrained, run: tracking.Run, identity: Identity
+) -> Pretrained:
+    """Tell MLflow what a finished run has made; doing it twice is as good as once.
+
+    Raises:
+        TrackingError: the server is away, or refused.
+    """
+    model_uri = complete(run, config, identity, lambda: _publish(config, result, run))
+    registered = replace(result, model_uri=model_uri)
+    _keep(identity, registered)
+    return registered
+
+
+def sync(config: PretrainConfig, identity: Identity, run: tracking.Run) -> str | None:
+    """Register a run that has finished; returns the version."""
+    result = _result(identity)
+    return register(config, result, run, identity).model_uri if result else None
+
+
+def _result(identity: Identity) -> Pretrained | None:
+    kept = identity.result
+    if kept is None:
+        return None
+    return Pretrained(Path(kept["checkpoint"]), kept["outcome"], kept["model_uri"])
+
+
+def _keep(identity: Identity, result: Pretrained) -> None:
+    identity.update(result={**asdict(result), "checkpoint": str(result.checkpoint)})
 
 
 def _train(
@@ -78,6 +114,7 @@ def _train(
     images: Mapping[str, Any],
     statistics: Mapping[str, Any],
     run: tracking.Run | None,
+    identity: Identity,
 ) -> Pretrained:
     fitted = run_workers(
         worker.pretrain,
@@ -89,7 +126,9 @@ def _train(
         keep=config.checkpoints.keep,
         tell=lambda probing: (f"deviation {probing['deviation']:.4f}", _deviations(probing)),
     )
-    return Pretrained(fitted.checkpoint, fitted.outcome, None)
+    result = Pretrained(fitted.checkpoint, fitted.outcome, None)
+    _keep(identity, result)
+    return result
 
 
 def _deviations(record: Mapping[str, Any]) -> dict[str, float]:
@@ -157,16 +196,8 @@ def _description(config: PretrainConfig, outcome: Mapping[str, Any]) -> str:
     )
 
 
-def _finished(config: PretrainConfig, result: Mapping[str, Any]) -> Pretrained:
-    console.print(f"{config.name} has finished before; nothing is done again.")
-    checkpoint, model_uri = Path(result["checkpoint"]), result["model_uri"]
-    _show(config, result["outcome"], model_uri, checkpoint)
-    return Pretrained(checkpoint, result["outcome"], model_uri)
-
-
-def _show(
-    config: PretrainConfig, outcome: Mapping[str, Any], model_uri: str | None, checkpoint: Path
-) -> None:
+def _show(config: PretrainConfig, result: Pretrained) -> None:
+    outcome, model_uri = result.outcome, result.model_uri
     before = {(m["probe"], m["mode"]): m["deviation"] for m in outcome["before"]["measurements"]}
     rows = []
     for m in outcome["after"]["measurements"]:
@@ -193,6 +224,6 @@ def _show(
             f"duration.until_deviation={config.duration.until_deviation:g} was not reached",
             style="bold red",
         )
-    console.print(f"checkpoint: {checkpoint}")
+    console.print(f"checkpoint: {result.checkpoint}")
     if model_uri:
         console.print(f"registered: {model_uri} (alias {publishing.CANDIDATE})")

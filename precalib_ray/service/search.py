@@ -7,7 +7,7 @@ import queue
 import statistics
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from precalib_ray.report import figures
 from precalib_ray.report import search as search_figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import close_run, open_run
+from precalib_ray.service.job import complete, tracked, unsent
 from precalib_ray.service.pretrain import Pretrained, pretrain
 from precalib_ray.service.study import FAILED, FINISHED, RUNNING, STOPPED, Record, Study
 from precalib_ray.service.terminal import Display, console, stage, table
 
 BEST_FILE = "best.yaml"
+PHASE = "search"
 _FULL_LENGTH = 4
 """What is registered may take so many times a trial's samples to reach the target."""
 
@@ -45,30 +46,46 @@ def search(config: SearchConfig) -> Study:
     """
     shared = _shared(config)
     identity = Identity(config, name=config.name, storage=config.storage)
-    run = open_run(config, identity, phase="search")
-    identity.update()
-    try:
-        with _Children(run, config) as children:
-            study = Study(config, identity, on_end=children.put)
-            if study.num_left:
-                _run_trials(config, study, shared, identity)
-            else:
-                console.print(f"{config.name} has finished before; nothing is done again.")
-            for record in study.records.values():
-                children.put(record)
+    with identity.lease():
+        if identity.result is not None and (config.tracking.offline or not unsent(identity)):
+            study = Study(config, identity)
+            console.print(f"{config.name} has finished before; nothing is done again.")
+        else:
+            with tracked(config, identity, phase=PHASE) as run, _Children(run, config) as children:
+                study = Study(config, identity, on_end=children.put)
+                if study.num_left:
+                    _run_trials(config, study, shared, identity)
+                best = study.best()
+                if best:
+                    identity.folder.write(BEST_FILE, _best_yaml(config, best[0]))
+                if run is not None:
+                    _tell(config, study, run, identity)
+        _show(config, study)
         best = study.best()
-        if best:
-            identity.write(BEST_FILE, _best_yaml(config, best[0]))
-        if run is not None:
-            _log(config, study, run)
-    except BaseException as error:
-        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    close_run(run, config, "FINISHED")
-    _show(config, study)
-    if best and config.register_best:
-        _register(config, best[0], run.run_id if run else None)
+        if best and config.register_best:
+            _register(config, best[0], identity.run_id)
     return study
+
+
+def sync(config: SearchConfig, identity: Identity, run: tracking.Run) -> None:
+    """Log the trials that have ended, and what they come to if none is left."""
+    study = Study(config, identity)
+    if study.num_left:
+        children = _Children(run, config)
+        complete(run, config, identity, lambda: children.log(study.records.values()))
+    else:
+        _tell(config, study, run, identity)
+
+
+def _tell(config: SearchConfig, study: Study, run: tracking.Run, identity: Identity) -> None:
+    """Tell MLflow what a finished search has found; doing it twice is as good as once."""
+
+    def last() -> None:
+        _Children(run, config).log(study.records.values())
+        _log(config, study, run)
+
+    complete(run, config, identity, last)
+    identity.update(result={"trials": study.num_trials})
 
 
 def _shared(config: SearchConfig) -> dict[str, Any]:
@@ -164,12 +181,15 @@ def _progress(study: Study) -> str:
 
 
 class _Children:
-    """Logs ended trials to MLflow in the background, each as a child of the search's run."""
+    """Logs ended trials to MLflow in the background, each as a child of the search's run.
+
+    What a server that is away does not get is on storage, and is logged at the end.
+    """
 
     def __init__(self, run: tracking.Run | None, config: SearchConfig) -> None:
         self._run, self._config = run, config
         self._queue: queue.Queue[Record | None] = queue.Queue()
-        self._logged: dict[str, str] = {}
+        self._known: dict[str, tuple[str, str]] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> _Children:
@@ -181,34 +201,34 @@ class _Children:
         self._thread.join()
 
     def put(self, record: Record) -> None:
-        """Log a trial, unless it was logged before."""
-        if self._run is not None and record["state"] != RUNNING:
+        """Log a trial that has ended."""
+        if self._run is not None:
             self._queue.put(record)
 
+    def log(self, records: Iterable[Record]) -> None:
+        """Log the trials that have ended and are not logged yet; raises TrackingError."""
+        assert self._run is not None, "nothing is logged without one"
+        if self._known is None:
+            self._known = self._run.children("precalib.trial")
+        for record in records:
+            run_id, status = self._known.get(record["key"], (None, ""))
+            if record["state"] != RUNNING and status not in ("FINISHED", "FAILED"):
+                self._log(record, run_id)
+
     def _work(self) -> None:
-        told = False
-        known: set[str] | None = None
+        away = False
         while (record := self._queue.get()) is not None:
+            if away:
+                continue
             try:
-                if known is None:
-                    known = self._known()
-                if record["key"] not in known:
-                    self._log(record)
-                    known.add(record["key"])
+                self.log([record])
             except TrackingError as error:
-                known = None  # what was half written is deleted when they are read again
-                if not told:
-                    console.print(f"{error}; submitted again, the search sends it", style="yellow")
-                told = True
+                console.print(f"{error}; trials are logged at the end", style="yellow")
+                away = True
 
-    def _known(self) -> set[str]:
-        """Keys of the trials that an earlier submission has logged."""
-        if self._run is None:
-            return set()
-        return self._run.children("precalib.trial")
-
-    def _log(self, record: Record) -> None:
-        assert self._run is not None, "nothing is put without one"
+    def _log(self, record: Record, run_id: str | None) -> None:
+        assert self._run is not None, "nothing is logged without one"
+        assert self._known is not None, "asked before"
         child = tracking.Run(
             uri=self._run.uri,
             experiment=self._config.tracking.experiment,
@@ -220,7 +240,9 @@ class _Children:
                 "precalib.state": record["state"],
                 "precalib.reason": str(record["reason"])[:5000],
             },
+            run_id=run_id,  # begun by a submission that did not get to its end
         )
+        self._known[record["key"]] = (child.run_id, "RUNNING")
         child.log_params(record["recipe"] or {"point": json.dumps(record["point"])})
         for samples, deviation in record.get("history", []):
             child.log_metrics({"deviation": deviation}, step=int(samples))
@@ -232,11 +254,10 @@ class _Children:
         final |= {f"deviation/{name}": v for name, v in record.get("deviations", {}).items()}
         final |= {f"downstream/{name}": v for name, v in record.get("downstream", {}).items()}
         child.log_metrics(final, step=int(record.get("samples", 0)))
-        failed = record["state"] == FAILED
-        with tempfile.TemporaryDirectory() as folder:
-            if not child.flush():
-                raise TrackingError(f"MLflow did not take the metrics of trial {record['key']}")
-            child.end("FAILED" if failed else "FINISHED", Path(folder) / "none.jsonl")
+        status = "FAILED" if record["state"] == FAILED else "FINISHED"
+        if not child.end(status):
+            raise TrackingError(f"MLflow did not take trial {record['key']}: {child.last_error}")
+        self._known[record["key"]] = (child.run_id, status)
 
 
 def _best_config(config: SearchConfig, record: Record, **fields: Any) -> PretrainConfig:
@@ -376,5 +397,6 @@ def _register(config: SearchConfig, record: Record, run_id: str | None) -> Pretr
         }
         console.rule(f"registering seed {jobs[middle].seed}, the median", align="left")
         wanted = config.tracking.model_dump() | {"tags": config.tracking.tags | tags}
-        registered = jobs[middle].model_dump() | {"tracking": wanted}
+        promote = config.promote.model_dump() if config.promote else None
+        registered = jobs[middle].model_dump() | {"tracking": wanted, "promote": promote}
         return pretrain(base.validate(PretrainConfig, registered))

@@ -44,7 +44,11 @@ class Study:
     ) -> None:
         """Read what an earlier submission has left; ``on_end`` is called with ended trials."""
         self._config, self._identity, self._on_end = config, identity, on_end
-        self.records: dict[str, Record] = {r["key"]: r for r in identity.read_all(_FOLDER)}
+        self.records: dict[str, Record] = {}
+        self._files = identity.folder / _FOLDER
+        for name in self._files.names(".json"):
+            record = json.loads(self._files.read(name) or "{}")
+            self.records[record["key"]] = record
         self._restart = [r["key"] for r in self.records.values() if r["state"] == RUNNING]
         self._points = list(space.grid(config.recipe)) if config.algorithm == "grid" else []
         self.num_trials = len(self._points) or config.num_trials
@@ -274,7 +278,7 @@ class Study:
         return sorted(older, key=lambda trial: trial.values)[:half] + newest
 
     def _save(self, record: Record) -> None:
-        self._identity.write(f"{_FOLDER}/{record['key']}.json", json.dumps(record, indent=2))
+        self._files.write(f"{record['key']}.json", json.dumps(record, indent=2))
 
 
 def _sampler(config: SearchConfig, *, seed: int) -> optuna.samplers.BaseSampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from precalib_ray.registry import loading, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import Told, close_run, log_files, open_run, run_workers
+from precalib_ray.service.job import Told, complete, log_files, run_workers, tracked, unsent
 from precalib_ray.service.terminal import console, table
 
 METRICS = ("accuracy", "mean_confidence", "overconfidence", "ece", "nll", "brier")
@@ -32,6 +32,13 @@ class Trained:
     checkpoint: Path
     """Weights of the best validation NLL."""
     outcome: dict[str, Any]
+    start_uri: str | None = None
+    """Where the weights were from, if from a registry or a folder."""
+    logged: bool = False
+    """Whether MLflow has it."""
+
+
+PHASE = "train"
 
 
 def train(config: TrainConfig) -> Trained:
@@ -55,24 +62,49 @@ def train(config: TrainConfig) -> Trained:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
     preflight.to_shape(splits["train"], tuple(spec["input_shape"]), config.data.path, limit=2)
     identity = Identity(config, name=config.name, storage=config.storage)
-    if identity.result is not None:
-        console.print(f"{config.name} has finished before; nothing is done again.")
-        done = Trained(Path(identity.result["checkpoint"]), identity.result["outcome"])
-        _show(config, done)
-        return done
-    run = open_run(config, identity, phase="train")
-    identity.update()
-    try:
-        trained = _train(config, start, splits, run)
-        if run is not None:
-            _log(config, trained, start_uri, run)
-    except BaseException as error:
-        close_run(run, config, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    identity.update(result={"checkpoint": str(trained.checkpoint), "outcome": trained.outcome})
-    close_run(run, config, "FINISHED")
-    _show(config, trained)
+    with identity.lease():
+        trained = _result(identity)
+        told = config.tracking.offline or (trained and trained.logged and not unsent(identity))
+        if trained and told:
+            console.print(f"{config.name} has finished before; nothing is done again.")
+        else:
+            with tracked(config, identity, phase=PHASE) as run:
+                if trained is None:
+                    if "start_uri" not in identity.record:  # an alias may have moved since
+                        identity.update(start_uri=start_uri)
+                    trained = _train(config, start, splits, run)
+                    trained = replace(trained, start_uri=identity.record["start_uri"])
+                    _keep(identity, trained)
+                if run is not None:
+                    log(config, trained, run, identity)
+        _show(config, trained)
     return trained
+
+
+def log(config: TrainConfig, trained: Trained, run: tracking.Run, identity: Identity) -> None:
+    """Tell MLflow what a finished run has made; doing it twice is as good as once.
+
+    Raises:
+        TrackingError: the server is away, or refused.
+    """
+    complete(run, config, identity, lambda: _log(config, trained, run))
+    _keep(identity, replace(trained, logged=True))
+
+
+def sync(config: TrainConfig, identity: Identity, run: tracking.Run) -> None:
+    """Log a run that has finished."""
+    trained = _result(identity)
+    if trained is not None:
+        log(config, trained, run, identity)
+
+
+def _result(identity: Identity) -> Trained | None:
+    kept = identity.result
+    return Trained(**{**kept, "checkpoint": Path(kept["checkpoint"])}) if kept else None
+
+
+def _keep(identity: Identity, trained: Trained) -> None:
+    identity.update(result={**asdict(trained), "checkpoint": str(trained.checkpoint)})
 
 
 def _read(config: TrainConfig) -> dict[str, Split]:
@@ -142,15 +174,15 @@ def _tell(epoch: Mapping[str, Any]) -> Told:
     return f"val accuracy {accuracy:.3f} confidence {confidence:.3f}", metrics
 
 
-def _log(config: TrainConfig, trained: Trained, start_uri: str | None, run: tracking.Run) -> None:
+def _log(config: TrainConfig, trained: Trained, run: tracking.Run) -> None:
     outcome, step = trained.outcome, trained.outcome["progress"]["step"]
     for name in ("val", "test"):
         if name in outcome:
             values = {f"best_{name}/{key}": value for key, value in outcome[name].items()}
             run.log_metrics(values, step=step)
     tags = {"precalib.start": config.start.kind, "precalib.best_step": outcome["best"]["step"]}
-    if start_uri is not None:
-        tags["precalib.start_uri"] = start_uri
+    if trained.start_uri is not None:
+        tags["precalib.start_uri"] = trained.start_uri
     for name in ("train", *(name for name in ("val", "test") if name in outcome)):
         split = parquet.split_path(Path(config.data.path), name)
         tags[f"precalib.data_sha256.{name}"] = parquet.fingerprint(split)

@@ -20,8 +20,11 @@ CLASSES: dict[str, type[base.Strict]] = {
     "benchmark": jobs.BenchmarkConfig,
     "convert": jobs.ConvertConfig,
     "pretrain": jobs.PretrainConfig,
+    "promote": jobs.PromoteConfig,
     "quickstart": jobs.QuickstartConfig,
+    "register": jobs.RegisterConfig,
     "search": SearchConfig,
+    "sync": jobs.SyncConfig,
     "train": jobs.TrainConfig,
 }
 """What each job's YAML may say; configs are named after their job."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import mlflow
@@ -28,12 +29,11 @@ SPECS = [
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["kind"])
 def test_a_version_predicts_with_mlflow_alone_and_trains_with_us(
-    spec: dict[str, object], tmp_path: Path
+    spec: dict[str, object], store: str, tmp_path: Path
 ) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     model = models.build(spec, seed=1)
     directory = checkpoint.save(tmp_path / "checkpoint", model=model, spec=spec, metrics={"a": 1})
-    name = publishing.default_name(spec)
+    name = f"{publishing.default_name(spec)}-{uuid.uuid4().hex[:6]}"
     versions = []
     for _ in range(2):
         run = tracking.Run(uri=store, experiment="e", name="r", tags={})

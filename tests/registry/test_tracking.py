@@ -3,109 +3,112 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from precalib_ray.data.storage import Folder
 from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry import loading, tracking
+from tests.registry.servers import MLflowServer
 
 pytestmark = pytest.mark.slow
 
 
-class Server:
-    """``mlflow server`` on SQLite and a loopback port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start, and wait until it answers."""
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-                "--port", str(self.port), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
-                "--artifacts-destination", str(self.folder / "artifacts"),
-            ],
-            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(self.uri + "/health", timeout=1).close()
-            except OSError:
-                time.sleep(0.2)
-            else:
-                return
-        raise AssertionError("the MLflow server did not start")
-
-    def stop(self) -> None:
-        """Kill the server and its worker."""
-        import psutil
-
-        family = psutil.Process(self.process.pid)
-        for process in [*family.children(recursive=True), family]:
-            process.kill()
-        self.process.wait()
+def history(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
 
 
 def test_metrics_survive_a_server_that_goes_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_RETRY_AFTER_S", 0.0)
-    server = Server(tmp_path)
+    monkeypatch.setattr(tracking, "_RETRY_AFTER_S", 0.5)
+    server = MLflowServer(tmp_path / "server")
+    spool = Folder.at(str(tmp_path / "spool"))
     try:
         tracking.require_reachable(server.uri)
-        run = tracking.Run(uri=server.uri, experiment="e", name="r", tags={"a": "b"})
+        start = {"uri": server.uri, "experiment": "e", "name": "r", "tags": {"a": "b"}}
+        run = tracking.Run(**start, spool=spool)
         run.log_params({"noise": {"kind": "pink", "parts": []}, "seed": 1})
         run.log_metrics({"loss": 3.0}, step=1)
+        assert run.flush()
+        assert spool.names(".json") == []
         server.stop()
+        started = time.monotonic()
         run.log_metrics({"loss": 2.0}, step=2)
+        assert time.monotonic() - started < 0.2  # training is not held up
+        assert not run.flush()
         server.start()
         run.log_metrics({"loss": 1.0}, step=3)
-
+        run.log_metrics({"loss": 1.5}, step=2)  # a worker that was lost comes by a step again
+        assert run.flush(wait_s=20)
         client = MlflowClient(tracking_uri=server.uri)
-        history = client.get_metric_history(run.run_id, "loss")
-        assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+        assert history(client, run.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
         assert client.get_run(run.run_id).data.params["noise.kind"] == "pink"
 
         with pytest.raises(TrackingError, match="models:/nothing@candidate cannot be pulled"):
             loading.pull("models:/nothing@candidate", tmp_path, tracking_uri=server.uri)
 
         server.stop()
-        run.log_metrics({"loss": 0.5}, step=4)
-        spool = tmp_path / "runs" / "pending.jsonl"
-        assert run.end("FINISHED", spool) == spool
-        (line,) = [json.loads(text) for text in spool.read_text().splitlines()]
-        assert (line["run_id"], line["key"], line["value"], line["step"]) == (
-            run.run_id, "loss", 0.5, 4,
-        )  # fmt: skip
+        for step in range(4, 2504):
+            run.log_metrics({"loss": 0.5}, step=step)
+        assert not run.end("FINISHED")
+        assert 3 <= len(spool.names(".json")) < 20  # of 1,000 entries each, but for the first ones
+        server.start()  # the next process goes on with the run
+        again = tracking.Run(**start, spool=spool, run_id=run.run_id)
+        assert again.run_id == run.run_id
+        assert again.last_status == "FINISHED"
+        again.log_metrics({"loss": 0.25}, step=2504)
+        assert again.end("FINISHED", wait_s=20)
+        assert [step for step, _ in history(client, run.run_id)] == list(range(1, 2505))
+        assert client.get_run(run.run_id).info.status == "FINISHED"
+        assert spool.names(".json") == []
     finally:
-        if server.process.poll() is None:
-            server.stop()
+        server.stop()
 
 
-def test_a_foreign_model_version_is_refused(tmp_path: Path) -> None:
+def test_what_was_in_flight_when_the_job_was_killed_is_there_once(
+    store: str, tmp_path: Path
+) -> None:
+    """The server has taken it, and the file that says that it has not is still there."""
+    spool = Folder.at(str(tmp_path / "spool"))
+    start = {"uri": store, "experiment": "e", "name": "r", "tags": {}}
+    run = tracking.Run(**start, spool=spool)
+    run.log_metrics({"loss": 3.0, "accuracy": 0.5}, step=1)
+    assert run.flush()
+    entries = [{"metric": ["loss", 3.0, 1, 1]}, {"metric": ["loss", 2.0, 2, 2]}]
+    spool.write("00000001.json", json.dumps(entries))
+    (tmp_path / "spool" / ".00000002.json.ab.new").write_text('[{"met')  # killed while writing
+    again = tracking.Run(**start, spool=spool, run_id=run.run_id)
+    again.log_metrics({"loss": 3.5, "accuracy": 0.6}, step=1)  # a step that is done again
+    assert again.end("FINISHED")
+    client = MlflowClient(tracking_uri=store)
+    assert sorted(history(client, run.run_id)) == [(1, 3.0), (2, 2.0)]
+    assert history(client, run.run_id, "accuracy") == [(1, 0.5)]
+
+
+def test_a_name_that_mlflow_refuses_holds_up_no_other(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    spool = Folder.at(str(tmp_path / "spool"))
+    run = tracking.Run(uri=store, experiment="e", name="r", tags={}, spool=spool)
+    run.log_metrics({"loss": 3.0, "what?*": 1.0, "accuracy": 0.5}, step=1)
+    assert run.end("FINISHED")
+    metrics = MlflowClient(tracking_uri=store).get_run(run.run_id).data.metrics
+    assert metrics == {"loss": 3.0, "accuracy": 0.5}
+
+
+def test_a_foreign_model_version_is_refused(store: str, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "weights.bin").write_bytes(b"0")
     client = MlflowClient(tracking_uri=store)
     client.create_registered_model("foreign")
-    client.create_model_version("foreign", source=foreign.as_uri())
+    run = tracking.Run(uri=store, experiment="e", name="r", tags={})
+    run.log_file(foreign / "weights.bin", "model")
+    source = f"{client.get_run(run.run_id).info.artifact_uri}/model"
+    client.create_model_version("foreign", source=source, run_id=run.run_id)
     with pytest.raises(CheckpointError, match="models:/foreign/1 holds no precalib_ray checkpoint"):
         loading.pull("models:/foreign/1", tmp_path, tracking_uri=store)
     with pytest.raises(TrackingError, match="neither models:/NAME@ALIAS nor"):

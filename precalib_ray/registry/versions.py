@@ -1,0 +1,90 @@
+"""One version for each thing that is published, however many publish it at once.
+
+MLflow numbers versions but takes any number of one run. So a version has a key in its tags, what it
+is a version of; who has created one looks afterwards, and of several with the same key the first is
+kept and the others are removed by those who created them. A version is visible before a later
+number can be given, so no two publishers find themselves first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+CANDIDATE = "candidate"
+KEY_TAG, DIGEST_TAG = "precalib.key", "precalib.sha256"
+_TRIES = 40  # MLflow gives up by itself after three collisions with other publishers
+
+
+def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[str]:
+    """The versions with a tag, the first one first."""
+    found = client.search_model_versions(f"name='{name}' and tags.`{tag}` = '{value}'")
+    return [str(number) for number in sorted(int(v.version) for v in found)]
+
+
+def create(
+    client: MlflowClient,
+    name: str,
+    *,
+    key: str,
+    source: str,
+    run_id: str,
+    model_id: str,
+    tags: Mapping[str, Any],
+    description: str,
+) -> str:
+    """The version of a key, made if there is none; raises what MLflow raises."""
+    with contextlib.suppress(MlflowException):  # it exists already
+        client.create_registered_model(name)
+    for attempt in range(_TRIES):
+        if find(client, name, tag=KEY_TAG, value=key):
+            client.delete_logged_model(model_id)
+            break
+        try:
+            own = client.create_model_version(
+                name,
+                source=source,
+                run_id=run_id,
+                model_id=model_id,
+                tags={**{k: str(v) for k, v in tags.items()}, KEY_TAG: key},
+                description=description,
+            )
+        except MlflowException as error:
+            if "Giving up" not in str(error) or attempt == _TRIES - 1:
+                raise
+            time.sleep(random.uniform(0.0, 0.5))
+        else:
+            if find(client, name, tag=KEY_TAG, value=key)[0] != str(own.version):
+                client.delete_model_version(name, str(own.version))
+                client.delete_logged_model(model_id)
+            break
+    return find(client, name, tag=KEY_TAG, value=key)[0]
+
+
+def point_candidate(client: MlflowClient, name: str) -> None:
+    """Let ``candidate`` name the newest version, whoever publishes at the same time."""
+    while True:
+        newest = _newest(client, name)
+        aliases = client.get_registered_model(name).aliases
+        if newest is None or str(aliases.get(CANDIDATE)) == newest:
+            return
+        client.set_registered_model_alias(name, CANDIDATE, newest)
+
+
+def _newest(client: MlflowClient, name: str) -> str | None:
+    """The newest version that is not about to be removed by who has created it."""
+    versions: list[ModelVersion] = client.search_model_versions(
+        f"name='{name}'", max_results=200, order_by=["version_number DESC"]
+    )
+    for version in versions:
+        number, key = str(version.version), version.tags.get(KEY_TAG)
+        if key is None or find(client, name, tag=KEY_TAG, value=key)[:1] == [number]:
+            return number
+    return None

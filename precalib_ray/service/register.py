@@ -1,0 +1,70 @@
+"""The job ``register``: from a checkpoint directory, however old, to a registered version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from precalib_ray.config.jobs import RegisterConfig
+from precalib_ray.core import checkpoint
+from precalib_ray.registry import publishing, tracking
+from precalib_ray.service.promote import read_panel
+from precalib_ray.service.terminal import console, stage
+from precalib_ray.version import __version__
+
+
+def register(config: RegisterConfig) -> str:
+    """Register a checkpoint directory; one that is registered already is found by its digest.
+
+    Returns:
+        ``models:/NAME/VERSION``.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    directory = Path(config.path).absolute()
+    spec = checkpoint.read_description(directory)["model"]
+    digest = publishing.digest(directory)
+    name = config.tracking.register_as or publishing.default_name(spec)
+    uri = tracking.resolve_uri(config.tracking.uri)
+    tracking.require_reachable(uri)
+    known = publishing.find_digest(uri, name, digest)
+    if known is not None:
+        console.print(f"{config.path} is registered already: models:/{name}/{known}")
+        return f"models:/{name}/{known}"
+    model = checkpoint.load_model(directory, trust_code=config.trust_code)
+    measured = read_panel(config.probes, spec).measure(model)
+    tags = {
+        "precalib.deviation": f"{measured.deviation:.6f}",
+        "precalib.worst_probe": f"{measured.worst.probe}/{measured.worst.mode}",
+        "precalib.version": __version__,
+        **config.tracking.tags,
+    }
+    run = tracking.Run(
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=f"register-{digest[:8]}",
+        tags={"precalib.phase": "register", **tags},
+    )
+    status = "FAILED"
+    try:
+        run.log_metrics({"final/deviation": measured.deviation}, step=0)
+        with stage("registering the checkpoint"):
+            version = publishing.publish(
+                run,
+                directory,
+                name=name,
+                tags=tags,
+                description=(
+                    f"Registered from a checkpoint directory. Mean confidence is at most "
+                    f"{measured.deviation:.4f} above chance (1/{spec['num_classes']}) on the worst "
+                    f"probe ({tags['precalib.worst_probe']}), measured when it was registered."
+                ),
+                trust_code=config.trust_code,
+                key=digest,
+            )
+        status = "FINISHED"
+    finally:
+        run.end(status)
+    console.print(f"deviation {measured.deviation:.6f} on {tags['precalib.worst_probe']}")
+    console.print(f"registered: models:/{name}/{version} (alias {publishing.CANDIDATE})")
+    return f"models:/{name}/{version}"

@@ -1,0 +1,210 @@
+"""Submitted twice, to a server that goes away, or to the gate: what a job leaves all the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from precalib_ray.config import base
+from precalib_ray.config.jobs import PretrainConfig, RegisterConfig, SyncConfig, TrainConfig
+from precalib_ray.errors import GateError, TrackingError
+from precalib_ray.registry.gate import Gate
+from precalib_ray.service.pretrain import pretrain
+from precalib_ray.service.register import register
+from precalib_ray.service.sync import sync
+from precalib_ray.service.train import train
+from tests.e2e.conftest import REPOSITORY
+from tests.registry.servers import MLflowServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+NAME = "mlp-k10-precalibrated"
+
+
+def config(tmp_path: Path, store: str, **changes: Any) -> PretrainConfig:
+    content: dict[str, Any] = {
+        "name": "run",
+        "storage": str(tmp_path),
+        "model": {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "width": 64},
+        "noise": {"kind": "gaussian"},
+        "batch_size": 64,
+        "duration": {"steps": 60},
+        "scaling": {"cpus_per_worker": 1},
+        "tracking": {"uri": store, "max_wait": 0},
+    }
+    return base.validate(PretrainConfig, content | changes)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MLflowServer]:
+    server = MLflowServer(tmp_path / "server")
+    yield server
+    server.stop()
+
+
+def when_there(file: Path, *actions: Any) -> threading.Thread:
+    """Do things, one after the other, once a file is there."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 240
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for action in actions:
+            action()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_two_submissions_at_the_same_moment_return_one_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One in this process and one in another; only the first to come trains."""
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    job = config(tmp_path, store)
+    (tmp_path / "job.yaml").write_text(base.to_yaml(job))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    other = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs" / "pretrain.py"), str(tmp_path / "job.yaml")],
+        cwd=tmp_path, env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    done = pretrain(job)
+    told, _ = other.communicate(timeout=300)
+    assert other.returncode == 0, told
+    assert done.model_uri == f"models:/{NAME}/1"
+    out = capsys.readouterr().out + told
+    assert out.count(f"registered: models:/{NAME}/1") == 2
+    assert out.count("run has finished before; nothing is done again") == 1
+    client = MlflowClient(tracking_uri=store)
+    (version,) = client.search_model_versions(f"name='{NAME}'")
+    experiment = client.get_run(version.run_id).info.experiment_id
+    assert len(client.search_runs([experiment])) == 1
+
+
+def test_a_server_away_in_mid_run_and_at_the_end_loses_nothing(
+    tmp_path: Path, server: MLflowServer
+) -> None:
+    job = config(
+        tmp_path,
+        server.uri,
+        duration={"steps": 4000},
+        probes={"every": 50, "max_share": 1.0, "size": 64},
+        checkpoints={"every_steps": 400},
+    )
+    folder = tmp_path / "run"
+    middle = when_there(
+        folder / "step-00000400" / "model.safetensors",
+        server.stop, lambda: time.sleep(1), server.start,
+    )  # fmt: skip
+    end = when_there(folder / "final" / "model.safetensors", middle.join, server.stop)
+    with pytest.raises(TrackingError, match=r"(?s)Nothing is lost.*jobs/sync.py name=run"):
+        pretrain(job)
+    end.join()
+    assert list((folder / "mlflow").glob("*.json"))
+
+    server.start()
+    later = SyncConfig(name="run", storage=str(tmp_path))
+    assert sync(later) == f"models:/{NAME}/1"
+    assert sync(later) == f"models:/{NAME}/1"
+    assert not list((folder / "mlflow").glob("*.json"))
+    again = pretrain(job)
+    assert again.model_uri == f"models:/{NAME}/1"
+
+    client = MlflowClient(tracking_uri=server.uri)
+    (version,) = client.search_model_versions(f"name='{NAME}'")
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    told = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "deviation")]
+    history = again.outcome["progress"]["history"]
+    assert len(history) > 50
+    assert told == [(r["step"], r["deviation"]) for r in history]
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 4000
+    final = client.get_metric_history(run.info.run_id, "final/deviation")
+    assert [m.value for m in final] == [again.outcome["after"]["deviation"]]
+
+
+def test_data_training_with_a_server_away_at_the_end_is_not_trained_again(
+    tmp_path: Path, server: MLflowServer, digits_folder: Path
+) -> None:
+    content = {
+        "name": "digits",
+        "storage": str(tmp_path),
+        "start": {"kind": "random", "model": {
+            "kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "width": 32}},
+        "data": {"path": str(digits_folder)},
+        "epochs": 2,
+        "num_unknown": 0,
+        "scaling": {"cpus_per_worker": 1},
+        "tracking": {"uri": server.uri, "max_wait": 0},
+    }  # fmt: skip
+    job = base.validate(TrainConfig, content)
+    end = when_there(tmp_path / "digits" / "best" / "model.safetensors", server.stop)
+    with pytest.raises(TrackingError, match="Nothing is lost"):
+        train(job)
+    end.join()
+    server.start()
+    started = time.monotonic()
+    done = train(job)
+    assert done.outcome["progress"]["step"] > 0
+    assert sync(SyncConfig(name="digits", storage=str(tmp_path))) is None
+    client = MlflowClient(tracking_uri=server.uri)
+    found = client.get_experiment_by_name("precalib_ray")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best_val/accuracy"] == done.outcome["val"]["accuracy"]
+    assert time.monotonic() - started < 120
+
+
+def test_the_gate_of_a_job(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    zero = {"head_scale": 0.0, "duration": {"steps": 0}}
+    near = config(tmp_path, store, name="near", **zero, promote={"tolerance": 0.5})
+    assert pretrain(near).model_uri == f"models:/{NAME}/1"
+    gate = Gate(NAME, tracking_uri=store)
+    assert gate.champion() == "1"
+
+    far = config(tmp_path, store, name="far", duration={"steps": 0}, promote={"tolerance": 1e-4})
+    for _ in range(2):  # submitted again, it is refused again
+        with pytest.raises(GateError, match=f"models:/{NAME}/2 does not become champion"):
+            pretrain(far)
+    assert gate.champion() == "1"
+    run_id = MlflowClient(tracking_uri=store).get_model_version(NAME, "2").run_id
+    assert MlflowClient(tracking_uri=store).get_run(run_id).info.status == "FINISHED"
+
+    again = config(tmp_path, store, name="again", seed=1, **zero, promote={"tolerance": 0.5})
+    pretrain(again)
+    assert gate.champion() == "3"
+    pretrain(near)  # has passed before, and does not come back by being submitted again
+    assert gate.champion() == "3"
+
+
+def test_a_checkpoint_directory_is_registered_once(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    made = pretrain(config(tmp_path, store, tracking={"offline": True}))
+    job = base.validate(RegisterConfig, {"path": str(made.checkpoint), "tracking": {"uri": store}})
+    assert register(job) == register(job) == f"models:/{NAME}/1"
+    client = MlflowClient(tracking_uri=store)
+    version = client.get_model_version_by_alias(NAME, "candidate")
+    assert float(version.tags["precalib.deviation"]) == pytest.approx(
+        made.outcome["after"]["deviation"], abs=1e-6
+    )  # the default panel is that of the run
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+    # What a job has registered itself is found by its digest too.
+    other = pretrain(config(tmp_path, store, name="other", seed=1))
+    job = base.validate(RegisterConfig, {"path": str(other.checkpoint), "tracking": {"uri": store}})
+    assert register(job) == other.model_uri == f"models:/{NAME}/2"
