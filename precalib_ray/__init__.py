@@ -14,25 +14,38 @@ __all__ = ["__version__", "load_pretrained"]
 
 
 def load_pretrained(
-    uri: str, *, tracking_uri: str | None = None, trust_code: bool = False
+    uri: str,
+    *,
+    num_classes: int | None = None,
+    tracking_uri: str | None = None,
+    trust_code: bool = False,
 ) -> nn.Module:
-    """A trainable module from a registry, a run or a folder.
+    """A trainable module from a registry or a folder, on the CPU and in train mode.
 
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a checkpoint directory.
+        num_classes: where it is not the checkpoint's, the last layer is made anew and brought to
+            chance, which takes seconds; the rest stays as it is.
         tracking_uri: the MLflow server; None for ``MLFLOW_TRACKING_URI``, or SQLite in this folder.
         trust_code: run the function that a ``module:function`` model names.
 
     Raises:
         TrackingError: the registry does not have it, or cannot be reached.
-        CheckpointError: it is damaged, or made by code that is not trusted.
+        CheckpointError: it is damaged, made by code that is not trusted, or cannot have so many
+            classes.
     """
-    from precalib_ray.core.checkpoint import load_model
+    from precalib_ray.core.checkpoint import load_model, read_description
+    from precalib_ray.core.renewal import renew_head
 
-    if not uri.startswith("models:/"):
-        return load_model(uri, trust_code=trust_code)
-    from precalib_ray.registry.loading import pull
+    with tempfile.TemporaryDirectory() as folder:
+        directory = uri
+        if uri.startswith("models:/"):
+            from precalib_ray.registry.loading import pull
 
-    with tempfile.TemporaryDirectory() as directory:
-        pull(uri, directory, tracking_uri=tracking_uri)
-        return load_model(directory, trust_code=trust_code)
+            directory = folder
+            pull(uri, directory, tracking_uri=tracking_uri)
+        model = load_model(directory, trust_code=trust_code)
+        spec = read_description(directory)["model"]
+    if num_classes in (None, spec["num_classes"]):
+        return model
+    return renew_head(model, spec, num_classes).model

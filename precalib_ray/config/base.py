@@ -98,9 +98,12 @@ def validate(cls: type[T], content: dict[str, Any]) -> T:
         raise ConfigError(list(problems.values())) from None
 
 
-def to_yaml(config: Strict, *, exclude: set[str] | None = None) -> str:
+def to_yaml(
+    config: Strict, *, exclude: set[str] | None = None, exclude_defaults: bool = False
+) -> str:
     """The resolved config, which ``load`` reads back; ``exclude`` names top-level fields."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude=exclude), sort_keys=False)
+    content = config.model_dump(mode="json", exclude=exclude, exclude_defaults=exclude_defaults)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def digest(config: Strict, *, exclude: set[str] | None = None) -> str:

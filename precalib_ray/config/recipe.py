@@ -337,6 +337,6 @@ def _require_known(name: str, names: list[str], what: str) -> None:
 
 
 def _refuse_reserved(arguments: dict[str, Any]) -> None:
-    for key in ("weights", "pretrained", "num_classes"):
+    for key in models.RESERVED_ARGUMENTS:
         if key in arguments:
             raise ContradictionError(f"args.{key}", arguments[key], "is set by precalib_ray")

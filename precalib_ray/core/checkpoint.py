@@ -108,15 +108,21 @@ def load_model(directory: Path | str, *, trust_code: bool = False) -> nn.Module:
     """
     directory = Path(directory)
     spec = read_description(directory)["model"]
-    if spec["kind"] not in ("mlp", "torchvision", "timm") and not trust_code:
+    file = directory / SPEC_FILE
+    if spec["kind"] not in models.KINDS:
+        raise CheckpointError(f"{file}: unknown kind {spec['kind']!r}")
+    if spec["kind"] == "function" and not trust_code:
         raise CheckpointError(
-            f"{directory / SPEC_FILE}: the model is made by code, {spec.get('name')!r}, which is "
-            "run only with trust_code=True"
+            f"{file}: the model is made by code, {spec.get('name')!r}, which is run only with "
+            "trust_code=True"
         )
+    for key in models.RESERVED_ARGUMENTS:
+        if key in (spec.get("args") or {}):
+            raise CheckpointError(f"{file}: args: {key!r} may not be set")
     try:
         model = models.build(spec)
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        raise CheckpointError(f"{directory / SPEC_FILE}: cannot be built: {error}") from error
+        raise CheckpointError(f"{file}: cannot be built: {error}") from error
     load_weights(directory, model)
     return model.train()
 

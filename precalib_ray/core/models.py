@@ -22,6 +22,14 @@ from precalib_ray.core.importing import load_function
 SMALL_STEM_FAMILIES = ("resnet", "resnext", "wide_resnet")
 """Prefixes of the torchvision models whose stem can be made for small images."""
 
+KINDS = ("mlp", "torchvision", "timm", "function")
+
+RESERVED_ARGUMENTS = (
+    "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "checkpoint_path", "cache_dir", "num_classes",
+)  # fmt: skip
+"""What a spec's ``args`` may not hold: weights come from a checkpoint, and from nowhere else."""
+
 
 class MLP(nn.Module):
     """A perceptron with ReLU on the flattened input: the network of the paper's first figures."""

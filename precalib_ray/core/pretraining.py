@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from precalib_ray.core import checkpoint, models
+from precalib_ray.core import checkpoint, hardware, models
 from precalib_ray.core.engine import (
     Engine,
     Limits,
@@ -84,6 +84,7 @@ class Outcome:
     before: PanelResult
     """The network as initialized, before its last layer was scaled."""
     after: PanelResult
+    hardware: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``metrics.json`` and for the driver of a cluster."""
@@ -91,6 +92,7 @@ class Outcome:
             "progress": asdict(self.progress),
             "before": self.before.to_json(),
             "after": self.after.to_json(),
+            "hardware": self.hardware,
         }
 
 
@@ -209,7 +211,12 @@ class Pretraining:
             save_every=self._save_every,
             on_progress=on_progress,
         )
-        return Outcome(self.progress, self.before, self.panel.measure(self.engine.model))
+        return Outcome(
+            self.progress,
+            self.before,
+            self.panel.measure(self.engine.model),
+            hardware.describe(self.engine.device, num_workers=self.engine.world_size),
+        )
 
 
 def with_statistics(

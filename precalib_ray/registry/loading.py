@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -15,6 +16,7 @@ from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry.tracking import one_line, require_reachable, resolve_uri
 
 EXTRA_FILES = "extra_files"
+_FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
@@ -26,7 +28,7 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
 
     Args:
         uri: the version, by number or by alias.
-        directory: where the files go.
+        directory: where the files of a checkpoint go; of whatever else the server has, nothing.
         tracking_uri: as ``resolve_uri`` takes it.
 
     Returns:
@@ -43,17 +45,29 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
         version = _find(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version)
         extra = f"{source}/{EXTRA_FILES}"
-        held = mlflow.artifacts.list_artifacts(artifact_uri=extra, tracking_uri=server)
-        if checkpoint.MODEL_FILE not in {Path(item.path).name for item in held}:
+        held = {
+            Path(item.path).name
+            for item in mlflow.artifacts.list_artifacts(artifact_uri=extra, tracking_uri=server)
+            if not item.is_dir
+        }
+        if not held >= {checkpoint.MODEL_FILE, checkpoint.SPEC_FILE}:
             raise CheckpointError(f"{uri} holds no precalib_ray checkpoint")
-        for item in held:
-            name = Path(item.path).name
-            mlflow.artifacts.download_artifacts(
-                f"{extra}/{name}", dst_path=str(directory), tracking_uri=server
-            )
+        for name in (file for file in _FILES if file in held):
+            _download(f"{extra}/{name}", Path(directory) / name, server=server)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{uri} cannot be pulled: {one_line(error)}") from None
     return f"models:/{version.name}/{version.version}"
+
+
+def _download(uri: str, file: Path, *, server: str) -> None:
+    """Fetch one file, and nothing else, whatever the server says is there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server)
+        downloaded = Path(folder) / file.name
+        if downloaded.is_symlink() or not downloaded.is_file():
+            raise CheckpointError(f"{uri} is no file")
+        downloaded.replace(file)
 
 
 def _find(client: MlflowClient, uri: str) -> ModelVersion:

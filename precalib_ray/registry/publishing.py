@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 import mlflow
 import mlflow.pytorch
 import numpy as np
+import safetensors
 import torch
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema, TensorSpec
@@ -29,6 +32,8 @@ from precalib_ray.registry import versions
 from precalib_ray.registry.tracking import Run, one_line, set_global_uri
 
 CANDIDATE = versions.CANDIDATE
+CARD_FILE = "card.html"
+_LOGGED = "model"  # the logged model's name within its run
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 
 
@@ -50,7 +55,8 @@ def publish(
 ) -> str:
     """Register a checkpoint directory as a version; the newest has the alias ``candidate``.
 
-    A key has one version of a name: published again, or by many at once, it is returned.
+    A key has one version of a name: published again, by many at once or after an
+    interruption half-way, it is returned.
 
     Args:
         run: where the version is from.
@@ -71,36 +77,21 @@ def publish(
     registered = _registered(run, name, key)
     if registered is not None:
         return registered
-    spec = checkpoint.read_description(directory)["model"]
-    model = checkpoint.load_model(directory, trust_code=trust_code).eval()
-    example = torch.zeros(2, *spec["input_shape"])
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *spec["input_shape"]))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, spec["num_classes"]))]),
-    )
-    set_global_uri(run.uri)
     try:
-        with _quiet(), mlflow.start_run(run_id=run.run_id):
-            info = mlflow.pytorch.log_model(
-                model,
-                name="model",
-                signature=signature,
-                input_example=example.numpy(),
-                extra_files=[str(directory / file) for file in _FILES],
-                pip_requirements=_requirements(),
-                serialization_format="pt2",
-            )
+        model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
         version = versions.create(
             run.client,
             name,
             key=key or run.run_id,
-            source=info.model_uri,
+            source=f"models:/{model_id}",
             run_id=run.run_id,
-            model_id=info.model_id,
+            model_id=model_id,
             tags={**tags, versions.DIGEST_TAG: digest(directory)},
             description=description,
         )
         versions.point_candidate(run.client, name)
+    except CheckpointError:
+        raise
     except Exception as error:  # export and transport fail in too many ways to list
         raise TrackingError(
             f"the model could not be registered: {one_line(error)}; its checkpoint is whole: "
@@ -142,14 +133,71 @@ def _registered(run: Run, name: str, key: str | None) -> str | None:
     return found[0] if found else None
 
 
-def _requirements() -> list[str]:
+def describe(run: Run, name: str, version: str, *, description: str, card: str) -> None:
+    """Give a version its description, and its HTML card as an artifact of run and model.
+
+    Raises:
+        TrackingError: the server refused.
+    """
+    try:
+        model_id = run.client.get_model_version(name, version).model_id
+        assert model_id is not None, "publish() has logged it"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / CARD_FILE
+            file.write_text(card)
+            run.client.log_model_artifact(model_id, str(file))
+            run.client.log_artifact(run.run_id, str(file))
+        run.client.update_model_version(name, version, description=description)
+    except Exception as error:
+        reason = one_line(error)
+        raise TrackingError(f"version {version} of {name} has no card yet: {reason}") from None
+
+
+def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
+    """Log the checkpoint as a model of the run; returns its id."""
+    spec = checkpoint.read_description(directory)["model"]
+    model = checkpoint.load_model(directory, trust_code=trust_code).eval()
+    example = np.zeros((2, *spec["input_shape"]), dtype=np.float32)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(example.dtype, (-1, *spec["input_shape"]))]),
+        outputs=Schema([TensorSpec(example.dtype, (-1, spec["num_classes"]))]),
+    )
+    set_global_uri(run.uri)
+    with _quiet(), mlflow.start_run(run_id=run.run_id):
+        info = mlflow.pytorch.log_model(
+            model,
+            name=_LOGGED,
+            signature=signature,
+            input_example=example,
+            extra_files=[str(directory / file) for file in _FILES],
+            pip_requirements=[f"{name}=={version}" for name, version in libraries().items()],
+            serialization_format="pt2",
+        )
+    return str(info.model_id)
+
+
+def _logged(run: Run) -> str | None:
+    """The model that an earlier try logged whole, and did not come to register."""
+    experiment = run.client.get_run(run.run_id).info.experiment_id
+    found = run.client.search_logged_models(
+        [experiment], f"source_run_id = '{run.run_id}' AND name = '{_LOGGED}'"
+    )
+    whole = [str(m.model_id) for m in found if m.status == LoggedModelStatus.READY]
+    return whole[0] if whole else None
+
+
+def libraries() -> dict[str, str]:
+    """What a version is made with, and what loading it needs; this package is not among it."""
     import torchvision
 
-    return [
-        f"torch=={torch.__version__.partition('+')[0]}",
-        f"torchvision=={torchvision.__version__.partition('+')[0]}",
-        f"numpy=={np.__version__}",
-    ]
+    found = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "safetensors": safetensors.__version__,
+        "numpy": np.__version__,
+        "mlflow": mlflow.__version__,
+    }
+    return {name: str(version).partition("+")[0] for name, version in found.items()}
 
 
 @contextlib.contextmanager

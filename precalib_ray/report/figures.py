@@ -63,7 +63,7 @@ def pretraining(outcome: Mapping[str, Any], *, title: str, num_classes: int) -> 
             f"{before[key]:.3f} → {after[key]:.4f}", (max(before[key], after[key]), position),
             xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
-    right.set_xlim(0, max([*before.values(), *after.values()]) * 1.35)
+    right.set_xlim(0, max([1e-6, *before.values(), *after.values()]) * 1.35)
     figure.legend(
         *right.get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8
     )

@@ -196,10 +196,12 @@ def run_workers(
         )
 
 
-def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> None:
-    """Store a job's figure and the config it ran with."""
+def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> bytes:
+    """Store a job's figure and the config it ran with; returns the figure as PNG."""
     with tempfile.TemporaryDirectory() as folder:
-        run.log_file(figures.save(figure, Path(folder) / f"{name}.png"), "figures")
+        drawn = figures.save(figure, Path(folder) / f"{name}.png")
+        run.log_file(drawn, "figures")
         file = Path(folder) / "config.yaml"
         file.write_text(base.to_yaml(config, exclude={"tracking"}))
         run.log_file(file)
+        return drawn.read_bytes()

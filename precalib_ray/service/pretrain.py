@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from precalib_ray.cluster import worker
-from precalib_ray.config import base
-from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
+from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.core import pretraining
 from precalib_ray.registry import publishing, tracking
-from precalib_ray.report import figures
-from precalib_ray.service import preflight
+from precalib_ray.service import preflight, registration
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import complete, log_files, run_workers, tracked, unsent
+from precalib_ray.service.job import complete, run_workers, tracked, unsent
 from precalib_ray.service.promote import promote_version
-from precalib_ray.service.terminal import console, stage, table
-from precalib_ray.version import __version__
+from precalib_ray.service.terminal import console, table
 
 PHASE = "pretrain"
 
@@ -86,7 +83,11 @@ def register(
     Raises:
         TrackingError: the server is away, or refused.
     """
-    model_uri = complete(run, config, identity, lambda: _publish(config, result, run))
+
+    def publish() -> str:
+        return registration.register(config, result.checkpoint, result.outcome, run)
+
+    model_uri = complete(run, config, identity, publish)
     registered = replace(result, model_uri=model_uri)
     _keep(identity, registered)
     return registered
@@ -135,65 +136,6 @@ def _deviations(record: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of one probing, by their names in MLflow."""
     each = {f"deviation/{name}": value for name, value in record["deviations"].items()}
     return {"deviation": record["deviation"], **each}
-
-
-def _publish(config: PretrainConfig, result: Pretrained, run: tracking.Run) -> str:
-    outcome, spec = result.outcome, config.model.model_dump()
-    progress, before, after = outcome["progress"], outcome["before"], outcome["after"]
-    name = config.tracking.register_as or publishing.default_name(spec)
-    with stage("registering the checkpoint"):
-        run.log_metrics(
-            {
-                "final/deviation": after["deviation"],
-                "initial/deviation": before["deviation"],
-                "final/class_bias": max(m["class_bias"] for m in after["measurements"]),
-                "train_seconds": progress["seconds"],
-                "probe_seconds": progress["evaluation_seconds"],
-            },
-            step=progress["step"],
-        )
-        figure = figures.pretraining(
-            outcome,
-            title=f"{config.name}: confidence to chance",
-            num_classes=config.model.num_classes,
-        )
-        log_files(run, config, figure, "deviation")
-        tags = {
-            "precalib.deviation": f"{after['deviation']:.6f}",
-            "precalib.worst_probe": after["worst"],
-            "precalib.noise": config.noise.kind,
-            "precalib.labels": config.labels.kind,
-            "precalib.samples": progress["samples"],
-            "precalib.seconds": f"{progress['seconds']:.1f}",
-            "precalib.seed": config.seed,
-            "precalib.config_digest": base.digest(config, exclude=NOT_IDENTITY),
-            "precalib.version": __version__,
-            **config.tracking.tags,
-        }
-        version = publishing.publish(
-            run,
-            result.checkpoint,
-            name=name,
-            tags=tags,
-            description=_description(config, outcome),
-            trust_code=config.model.kind == "function",
-        )
-    run.set_tags(tags | {"precalib.stop_reason": progress["stop_reason"]})
-    return f"models:/{name}/{version}"
-
-
-def _description(config: PretrainConfig, outcome: Mapping[str, Any]) -> str:
-    before, after, progress = outcome["before"], outcome["after"], outcome["progress"]
-    return (
-        f"Pre-calibrated by noise pretraining ({config.noise.kind} noise, "
-        f"{config.labels.kind} labels): "
-        f"{progress['samples']:,} samples, {progress['seconds']:.0f} s. Mean confidence is at most "
-        f"{after['deviation']:.4f} above chance (1/{config.model.num_classes}) on the worst probe "
-        f"({after['worst']}); untrained it was {before['deviation']:.4f}.\n\n"
-        "It has learned nothing about images yet: train it on yours, standardized per channel.\n\n"
-        "```python\nimport precalib_ray\n"
-        'model = precalib_ray.load_pretrained("models:/NAME/VERSION")\n```'
-    )
 
 
 def _show(config: PretrainConfig, result: Pretrained) -> None:

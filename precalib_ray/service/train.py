@@ -15,7 +15,7 @@ from precalib_ray.data import parquet
 from precalib_ray.data.dataset import Split
 from precalib_ray.data.embedded import photo_patches
 from precalib_ray.errors import ConfigError, DataError, Problem
-from precalib_ray.registry import loading, tracking
+from precalib_ray.registry import lineage, loading, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
@@ -183,9 +183,9 @@ def _log(config: TrainConfig, trained: Trained, run: tracking.Run) -> None:
     tags = {"precalib.start": config.start.kind, "precalib.best_step": outcome["best"]["step"]}
     if trained.start_uri is not None:
         tags["precalib.start_uri"] = trained.start_uri
-    for name in ("train", *(name for name in ("val", "test") if name in outcome)):
-        split = parquet.split_path(Path(config.data.path), name)
-        tags[f"precalib.data_sha256.{name}"] = parquet.fingerprint(split)
+    splits = ("train", *(name for name in ("val", "test") if name in outcome))
+    data = lineage.log_data(run, [lineage.Used(config.data.path, name, name) for name in splits])
+    tags |= {f"precalib.data_sha256.{use.split}": digest for use, digest in data.items()}
     run.set_tags(tags)
     log_files(run, config, figures.training(outcome, title=config.name), "training")
     for name in (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE):

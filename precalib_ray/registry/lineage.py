@@ -1,0 +1,75 @@
+"""Which data a run used, as MLflow's data-set lineage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.types.schema import Schema, TensorSpec
+
+from precalib_ray.data import parquet
+from precalib_ray.errors import TrackingError
+from precalib_ray.registry.tracking import Run
+
+_DIGEST = 36  # most characters of a digest that MLflow takes
+
+
+@dataclass(frozen=True)
+class Used:
+    """A split of a data set, and what it was used for."""
+
+    path: str
+    split: str
+    context: str
+    """``train``, ``val``, ``test``, ``probe`` or ``noise``."""
+
+    @property
+    def name(self) -> str:
+        """Folder and split."""
+        return f"{Path(self.path).name}-{self.split}"
+
+
+def log_data(run: Run, used: Iterable[Used]) -> dict[Used, str]:
+    """Log data sets as inputs of a run; logged again, they are there once.
+
+    Returns:
+        SHA-256 of each split.
+
+    Raises:
+        DataError: a split cannot be read.
+        TrackingError: the server refused.
+    """
+    inputs: list[DatasetInput] = []
+    digests: dict[Used, str] = {}
+    for use in dict.fromkeys(used):
+        file = parquet.split_path(Path(use.path), use.split)
+        digests[use] = parquet.fingerprint(file)
+        inputs.append(_input(use, file, digests[use]))
+    try:
+        if inputs:
+            run.client.log_inputs(run.run_id, inputs)
+    except Exception as error:  # transports and stores fail in ways of their own
+        raise TrackingError(f"MLflow did not take the data sets: {error}") from error
+    return digests
+
+
+def _input(use: Used, file: Path, digest: str) -> DatasetInput:
+    info = parquet.read_info(file)
+    schema = TensorDatasetSchema(
+        features=Schema([TensorSpec(np.dtype("uint8"), (-1, *info.shape), "image")]),
+        targets=Schema([TensorSpec(np.dtype("int64"), (-1,), "label")]),
+    )
+    dataset = Dataset(
+        name=use.name,
+        digest=digest[:_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": str(file)}),
+        schema=json.dumps(schema.to_dict()),
+        profile=json.dumps({"num_classes": info.num_classes}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", use.context)])
