@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ from precalib_ray.registry.tracking import Run, one_line, set_global_uri
 CANDIDATE = versions.CANDIDATE
 CARD_FILE = "card.html"
 _LOGGED = "model"  # the logged model's name within its run
+_EXPORT = threading.Lock()  # torch.export is not made for threads
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 
 
@@ -163,7 +165,7 @@ def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
         outputs=Schema([TensorSpec(example.dtype, (-1, spec["num_classes"]))]),
     )
     set_global_uri(run.uri)
-    with _quiet(), mlflow.start_run(run_id=run.run_id):
+    with _EXPORT, _quiet(), mlflow.start_run(run_id=run.run_id):
         info = mlflow.pytorch.log_model(
             model,
             name=_LOGGED,

@@ -41,6 +41,8 @@ _DATABASES = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssq
 _logger = logging.getLogger(__name__)
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# It prints where a run can be seen, with the password that the server's URI may have.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # A server that is away holds up the job for seconds; by default it would for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -45,7 +45,6 @@ def create(
         client.create_registered_model(name)
     for attempt in range(_TRIES):
         if find(client, name, tag=KEY_TAG, value=key):
-            client.delete_logged_model(model_id)
             break
         try:
             own = client.create_model_version(
@@ -63,9 +62,11 @@ def create(
         else:
             if find(client, name, tag=KEY_TAG, value=key)[0] != str(own.version):
                 client.delete_model_version(name, str(own.version))
-                client.delete_logged_model(model_id)
             break
-    return find(client, name, tag=KEY_TAG, value=key)[0]
+    kept = find(client, name, tag=KEY_TAG, value=key)[0]
+    if client.get_model_version(name, kept).model_id != model_id:
+        client.delete_logged_model(model_id)
+    return kept
 
 
 def point_candidate(client: MlflowClient, name: str) -> None:

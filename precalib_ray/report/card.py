@@ -6,7 +6,7 @@ Markdown for the version's description, and one HTML file that asks nothing of t
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,27 @@ class Card:
     html: str
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a checkpoint came to be, where that is known."""
+
+    recipe: Mapping[str, Any]
+    """The resolved config of the pretraining job."""
+    recipe_yaml: str
+    """The same, as a user would write it."""
+    progress: Mapping[str, Any]
+    hardware: Mapping[str, Any] | None
+
+
 def write(
     *,
     uri: str,
-    recipe: Mapping[str, Any],
-    recipe_yaml: str,
-    outcome: Mapping[str, Any],
-    figures: Sequence[tuple[str, bytes]],
+    spec: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    held_out: Collection[str] = (),
+    made: Made | None = None,
+    figures: Sequence[tuple[str, bytes]] = (),
     versions: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> Card:
@@ -51,37 +65,30 @@ def write(
 
     Args:
         uri: ``models:/NAME/VERSION``.
-        recipe: the resolved config of the pretraining job.
-        recipe_yaml: the same, as a user would write it.
-        outcome: what pretraining measured, as ``metrics.json`` holds it.
+        spec: the model's.
+        before: what the panel measured of the untrained network, as ``PanelResult.to_json`` gives.
+        after: and of the checkpoint.
+        held_out: probes that the stopping rule did not see.
+        made: None for a checkpoint of which nothing but the files is known.
         figures: captions and PNG files.
         versions: of the software that made it, by name.
         digests: of config, weights and data, by name.
     """
-    spec, progress = recipe["model"], outcome["progress"]
-    num_classes = spec["num_classes"]
-    rows = _rows(recipe, outcome)
+    rows = _rows(before, after, held_out)
     content = {
         "uri": uri,
         "title": uri.removeprefix("models:/").replace("/", ", version "),
         "architecture": spec.get("name", "perceptron"),
         "shape": " × ".join(map(str, spec["input_shape"])),
-        "num_classes": num_classes,
-        "before": outcome["before"]["deviation"],
-        "after": outcome["after"]["deviation"],
-        "worst": outcome["after"]["worst"],
+        "num_classes": spec["num_classes"],
+        "before": before["deviation"],
+        "after": after["deviation"],
+        "worst": after["worst"],
         "rows": rows,
         "num_rows": len(rows),
         "largest": max(1e-9, *(max(row["before"], row["after"]) for row in rows)),
-        "steps": progress["step"],
-        "samples": progress["samples"],
-        "seconds": progress["seconds"],
-        "probe_seconds": progress["evaluation_seconds"],
-        "hardware": _hardware(outcome.get("hardware")),
-        "words": in_words(recipe),
-        "stop": _stop(recipe, progress),
-        "missed": _missed(recipe, progress),
-        "recipe_yaml": recipe_yaml.strip(),
+        "made": _made(made) if made else None,
+        "missed": _missed(made.recipe, made.progress) if made else None,
         "training": snippets.training(uri, spec),
         "own": snippets.ours(uri),
         "needs": snippets.needs(spec),
@@ -119,29 +126,44 @@ def _markdown(content: Mapping[str, Any]) -> str:
     worst = sorted(content["rows"], key=lambda row: row["after"], reverse=True)[:_MAX_ROWS]
     short = {**content, "rows": [row for row in content["rows"] if row in worst]}
     texts = [
-        template.render(content),
-        template.render(content, recipe_yaml=""),
-        template.render(short, recipe_yaml=""),
+        template.render(content, brief=False),
+        template.render(content, brief=True),
+        template.render(short, brief=True),
     ]
     return next((text for text in texts if len(text) <= MAX_DESCRIPTION), texts[-1])[
         :MAX_DESCRIPTION
     ]
 
 
-def _rows(recipe: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    before = {(m["probe"], m["mode"]): m["deviation"] for m in outcome["before"]["measurements"]}
-    real = recipe["probes"]["data"]
+def _rows(
+    before: Mapping[str, Any], after: Mapping[str, Any], held_out: Collection[str]
+) -> list[dict[str, Any]]:
+    untrained = {(m["probe"], m["mode"]): m["deviation"] for m in before["measurements"]}
     return [
         {
             "probe": m["probe"],
-            "held_out": m["probe"] in real and real[m["probe"]]["held_out"],
+            "held_out": m["probe"] in held_out,
             "mode": m["mode"],
-            "before": before[m["probe"], m["mode"]],
+            "before": untrained[m["probe"], m["mode"]],
             "after": m["deviation"],
             "class_bias": m["class_bias"],
         }
-        for m in outcome["after"]["measurements"]
+        for m in after["measurements"]
     ]
+
+
+def _made(made: Made) -> dict[str, Any]:
+    progress = made.progress
+    return {
+        "words": in_words(made.recipe),
+        "stop": _stop(made.recipe, progress),
+        "recipe_yaml": made.recipe_yaml.strip(),
+        "steps": progress["step"],
+        "samples": progress["samples"],
+        "seconds": progress["seconds"],
+        "probe_seconds": progress["evaluation_seconds"],
+        "hardware": _hardware(made.hardware),
+    }
 
 
 def _noise(spec: Mapping[str, Any]) -> str:

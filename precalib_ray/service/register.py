@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from precalib_ray.config.jobs import RegisterConfig
-from precalib_ray.core import checkpoint
+from precalib_ray.core import checkpoint, models
 from precalib_ray.registry import publishing, tracking
+from precalib_ray.report import card
 from precalib_ray.service.promote import read_panel
 from precalib_ray.service.terminal import console, stage
 from precalib_ray.version import __version__
@@ -32,7 +33,9 @@ def register(config: RegisterConfig) -> str:
         console.print(f"{config.path} is registered already: models:/{name}/{known}")
         return f"models:/{name}/{known}"
     model = checkpoint.load_model(directory, trust_code=config.trust_code)
-    measured = read_panel(config.probes, spec).measure(model)
+    panel = read_panel(config.probes, spec)
+    with stage("measuring it, and an untrained network beside it"):
+        measured, untrained = panel.measure(model), panel.measure(models.build(spec, seed=0))
     tags = {
         "precalib.deviation": f"{measured.deviation:.6f}",
         "precalib.worst_probe": f"{measured.worst.probe}/{measured.worst.mode}",
@@ -54,14 +57,19 @@ def register(config: RegisterConfig) -> str:
                 directory,
                 name=name,
                 tags=tags,
-                description=(
-                    f"Registered from a checkpoint directory. Mean confidence is at most "
-                    f"{measured.deviation:.4f} above chance (1/{spec['num_classes']}) on the worst "
-                    f"probe ({tags['precalib.worst_probe']}), measured when it was registered."
-                ),
+                description=f"{measured.deviation:.4f} above chance",
                 trust_code=config.trust_code,
                 key=digest,
             )
+            written = card.write(
+                uri=f"models:/{name}/{version}",
+                spec=spec,
+                before=untrained.to_json(),
+                after=measured.to_json(),
+                versions={"precalib_ray": __version__, **publishing.libraries()},
+                digests={"checkpoint (SHA-256)": digest},
+            )
+            publishing.describe(run, name, version, description=written.markdown, card=written.html)
         status = "FINISHED"
     finally:
         run.end(status)

@@ -68,13 +68,16 @@ def register(
         )
         uri = f"models:/{name}/{version}"
         weights = hashlib.sha256((directory / checkpoint.MODEL_FILE).read_bytes())
+        recipe_yaml = base.to_yaml(
+            config, exclude={"tracking", "storage", "scaling"}, exclude_defaults=True
+        )
         written = card.write(
             uri=uri,
-            recipe=config.model_dump(),
-            recipe_yaml=base.to_yaml(
-                config, exclude={"tracking", "storage", "scaling"}, exclude_defaults=True
-            ),
-            outcome=outcome,
+            spec=spec,
+            before=before,
+            after=after,
+            held_out=[name for name, probe in config.probes.data.items() if probe.held_out],
+            made=card.Made(config.model_dump(), recipe_yaml, progress, outcome.get("hardware")),
             figures=[("Deviation along noise pretraining, and before and after it", drawn)],
             versions={"precalib_ray": __version__, **publishing.libraries()},
             digests={

@@ -172,7 +172,6 @@ def test_foreign_description(content, message, tmp_path):
         {"input_shape": None},
         {"kind": "torchvision", "name": "resnet19"},
         {"kind": "torchvision"},
-        {"kind": "torchvision", "name": "resnet18", "args": {"weights": "DEFAULT"}},
     ],
     ids=str,
 )

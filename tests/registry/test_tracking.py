@@ -121,7 +121,7 @@ def test_sqlite_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         tracking.require_reachable(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 
-def test_children_that_never_ended_make_way(tmp_path: Path) -> None:
+def test_children_are_known_by_a_tag_with_their_status(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     parent = tracking.Run(uri=store, experiment="e", name="parent", tags={})
     tags = {"mlflow.parentRunId": parent.run_id}
@@ -129,8 +129,8 @@ def test_children_that_never_ended_make_way(tmp_path: Path) -> None:
         tracking.Run(uri=store, experiment="e", name=key, tags={**tags, "key": key})
         for key in ("ended", "begun")
     )
-    ended.end("FAILED", tmp_path / "spool")
-    assert parent.children("key") == {"ended"}
-    client = MlflowClient(tracking_uri=store)
-    assert client.get_run(begun.run_id).info.lifecycle_stage == "deleted"
-    assert client.get_run(ended.run_id).info.lifecycle_stage == "active"
+    tracking.Run(uri=store, experiment="e", name="a stranger", tags={"key": "stranger"})
+    ended.end("FAILED")
+    assert parent.children("key") == {
+        "ended": (ended.run_id, "FAILED"), "begun": (begun.run_id, "RUNNING")
+    }  # fmt: skip
