@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import time
@@ -21,10 +22,14 @@ from ray.tune.search import Searcher
 from precalib_ray.cluster import trainer, worker
 from precalib_ray.core.engine import Progress
 from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.core.probes import PanelResult
 from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import DivergedError
 
 METRIC, COST = "deviation", "samples"
+
+_untrained: dict[str, PanelResult] = {}
+"""Of an actor: what the panel measured of untrained networks, which trials have in common."""
 
 
 class Proposer(Protocol):
@@ -235,10 +240,17 @@ def _in_actor(job: Mapping[str, Any], shared: Mapping[str, Any], *, cpus: float)
 def _measure(
     job: Mapping[str, Any], shared: Mapping[str, Any], report: Callable[[Progress], None]
 ) -> dict[str, Any]:
-    device = "cuda" if job["recipe"]["scaling"]["use_gpu"] else "cpu"
+    recipe = job["recipe"]
+    device = "cuda" if recipe["scaling"]["use_gpu"] else "cpu"
+    same = json.dumps([recipe[key] for key in ("model", "seed", "probes")], sort_keys=True)
     run_ = Pretraining(
-        job["recipe"], images=shared["images"], statistics=shared["statistics"], device=device
+        recipe,
+        images=shared["images"],
+        statistics=shared["statistics"],
+        before=_untrained.get(same),
+        device=device,
     )
+    _untrained[same] = run_.before
     outcome = run_.run(on_evaluation=report).to_json()
     result = _summary(job, outcome)
     if job["data_training"] is not None:

@@ -105,6 +105,7 @@ class Pretraining:
         *,
         images: Mapping[str, Tensor] | None = None,
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        before: PanelResult | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """Build model, panel, stream and engine.
@@ -113,6 +114,7 @@ class Pretraining:
             recipe: the resolved config of a pretraining job.
             images: model inputs (N, *input_shape) of the real probes, by name.
             statistics: for ``matched`` noise, what ``noise.statistics`` gives, by data set.
+            before: what the panel measures of the untrained network, where that is known.
             device: where to train.
         """
         self.spec = recipe["model"]
@@ -136,7 +138,7 @@ class Pretraining:
             device=device,
         )
         model = models.build(self.spec, seed=mix(self._seed, INITIALIZATION), device=device)
-        self.before = self.panel.measure(model)
+        self.before = before or self.panel.measure(model)
         models.scale_head(model, num_classes, recipe["head_scale"])
         self.engine = Engine.of_job(
             model,

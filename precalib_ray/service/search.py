@@ -36,6 +36,8 @@ BEST_FILE = "best.yaml"
 PHASE = "search"
 _FULL_LENGTH = 4
 """What is registered may take so many times a trial's samples to reach the target."""
+_NUM_CANDIDATES = 3
+"""Recipes that may be tried with other seeds; the best of many trials had some luck."""
 
 
 def search(config: SearchConfig) -> Study:
@@ -63,7 +65,7 @@ def search(config: SearchConfig) -> Study:
         _show(config, study)
         best = study.best()
         if best and config.register_best:
-            _register(config, best[0], identity.run_id)
+            _register(config, study, identity.run_id)
     return study
 
 
@@ -366,20 +368,48 @@ def _whole(job: PretrainConfig) -> dict[str, Any]:
     return duration | longer
 
 
-def _register(config: SearchConfig, record: Record, run_id: str | None) -> Pretrained:
-    """Run the best recipe with other seeds, and register the one in the middle."""
+def _seeds(config: SearchConfig, record: Record) -> list[PretrainConfig]:
+    """A trial's recipe at full length, with the seeds that it is to be judged by."""
     jobs = []
-    for number in range(1, config.register_seeds + 1):
-        seed = config.seed + number
-        job = _best_config(config, record, name=f"{config.name}-best-{seed}", seed=seed)
+    for seed in range(config.seed + 1, config.seed + 1 + config.register_seeds):
+        job = _best_config(config, record, name=f"{config.name}-{record['key']}-{seed}", seed=seed)
         jobs.append(base.validate(PretrainConfig, job.model_dump() | {"duration": _whole(job)}))
-    offline = {"offline": True}
-    with session.connect():
-        done = []
+    return jobs
+
+
+def _offline(job: PretrainConfig) -> PretrainConfig:
+    changed = {"tracking": {"offline": True}, "promote": None}
+    return base.validate(PretrainConfig, job.model_dump() | changed)
+
+
+def _steady(config: SearchConfig, study: Study) -> tuple[list[PretrainConfig], list[Pretrained]]:
+    """The best recipe that reaches its target with every seed; of those that miss it with some,
+    the best. What is held out of stopping has no part in that.
+    """
+    tried: list[tuple[list[PretrainConfig], list[Pretrained]]] = []
+    candidates = study.best(_NUM_CANDIDATES)
+    for record in candidates:
+        jobs = _seeds(config, record)
+        done: list[Pretrained] = []
+        tried.append((jobs, done))
         for job in jobs:
-            console.rule(f"the best recipe with seed {job.seed}", align="left")
-            tracked = job.model_dump() | {"tracking": offline}
-            done.append(pretrain(base.validate(PretrainConfig, tracked)))
+            console.rule(f"the recipe of trial {record['key']} with seed {job.seed}", align="left")
+            done.append(pretrain(_offline(job)))
+            reason = done[-1].outcome["progress"]["stop_reason"]
+            if job.duration.until_deviation and reason != "until_deviation":
+                break
+        else:
+            return jobs, done
+    console.print("no recipe reached its target with every seed; the best is taken", style="yellow")
+    jobs, done = tried[0]
+    done += [pretrain(_offline(job)) for job in jobs[len(done) :]]
+    return jobs, done
+
+
+def _register(config: SearchConfig, study: Study, run_id: str | None) -> Pretrained:
+    """Run the best recipe with other seeds, and register the one in the middle."""
+    with session.connect():
+        jobs, done = _steady(config, study)
         found = [result.outcome["after"]["deviation"] for result in done]
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         console.print(

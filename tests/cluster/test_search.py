@@ -83,7 +83,9 @@ def test_searches_tracks_and_registers_the_best(tmp_path: Path) -> None:
     version = client.get_model_version_by_alias("mlp-k10-precalibrated", "candidate")
     assert version.tags["precalib.search_run_id"] == parent.info.run_id
     assert float(version.tags["precalib.seeds_mean_deviation"]) < 0.03
-    registered = json.loads((tmp_path / "search-best-1" / "run.json").read_text())["config"]
+    registered = json.loads((tmp_path / f"search-{best['key']}-1" / "run.json").read_text())[
+        "config"
+    ]
     assert registered["duration"] == best["recipe"]["duration"] | {"samples": 4 * 12000}
 
     again = search(config(tmp_path))
