@@ -142,8 +142,7 @@ def describe(run: Run, name: str, version: str, *, description: str, card: str) 
         TrackingError: the server refused.
     """
     try:
-        model_id = run.client.get_model_version(name, version).model_id
-        assert model_id is not None, "publish() has logged it"
+        model_id = run.client.get_model_version(name, version).tags[versions.MODEL_TAG]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / CARD_FILE
             file.write_text(card)

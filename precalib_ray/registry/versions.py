@@ -20,6 +20,9 @@ from mlflow.tracking import MlflowClient
 
 CANDIDATE = "candidate"
 KEY_TAG, DIGEST_TAG = "precalib.key", "precalib.sha256"
+MODEL_TAG = "precalib.logged_model"
+"""Id of the logged model that a version is made from: MLflow's database does not keep it."""
+
 _TRIES = 40  # MLflow gives up by itself after three collisions with other publishers
 
 
@@ -52,7 +55,7 @@ def create(
                 source=source,
                 run_id=run_id,
                 model_id=model_id,
-                tags={**{k: str(v) for k, v in tags.items()}, KEY_TAG: key},
+                tags={**{k: str(v) for k, v in tags.items()}, KEY_TAG: key, MODEL_TAG: model_id},
                 description=description,
             )
         except MlflowException as error:
@@ -64,7 +67,7 @@ def create(
                 client.delete_model_version(name, str(own.version))
             break
     kept = find(client, name, tag=KEY_TAG, value=key)[0]
-    if client.get_model_version(name, kept).model_id != model_id:
+    if client.get_model_version(name, kept).tags[MODEL_TAG] != model_id:
         client.delete_logged_model(model_id)
     return kept
 

@@ -10,6 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_DEFAULTS = {"depth": 3, "width": 256, "batch_norm": False, "small_stem": False}
+"""What a spec may leave out, as ``models.build`` takes it."""
+
 PORT = 5001
 """Where the serving example listens, on loopback."""
 
@@ -21,7 +24,7 @@ def ours(uri: str) -> str:
 
 def training(uri: str, spec: Mapping[str, Any]) -> str:
     """The network in train mode, from a model's spec and weights."""
-    imports, lines = _BUILDERS[spec["kind"]](spec)
+    imports, lines = _BUILDERS[spec["kind"]]({**_DEFAULTS, **spec})
     return "\n".join(
         [
             *sorted([*imports, "import json", "import mlflow", "import os"], key=_import_order),
@@ -94,6 +97,7 @@ def _import_order(line: str) -> tuple[bool, str]:
 
 
 _LOAD = "from safetensors.torch import load_model"
+_ARGUMENTS = 'num_classes=spec["num_classes"], **spec.get("args", {})'
 
 
 def _mlp(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -110,7 +114,7 @@ def _mlp(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 def _torchvision(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     imports = ["import torchvision", _LOAD]
-    arguments = 'num_classes=spec["num_classes"], **spec["args"]'
+    arguments = _ARGUMENTS
     if spec["name"] in ("googlenet", "inception_v3"):
         arguments = "aux_logits=False, init_weights=False, " + arguments
     lines = [f'model = torchvision.models.get_model("{spec["name"]}", {arguments})']
@@ -124,13 +128,13 @@ def _torchvision(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _timm(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    line = f'model = timm.create_model("{spec["name"]}", num_classes=spec["num_classes"], **spec["args"])'  # noqa: E501
+    line = f'model = timm.create_model("{spec["name"]}", {_ARGUMENTS})'
     return ["import timm", _LOAD], [line]
 
 
 def _function(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     module, _, name = spec["name"].partition(":")
-    line = f'model = {name}(num_classes=spec["num_classes"], **spec["args"])'
+    line = f"model = {name}({_ARGUMENTS})"
     return [f"from {module} import {name}", _LOAD], [line]
 
 

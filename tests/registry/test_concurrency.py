@@ -72,5 +72,10 @@ def test_fifty_publishers_leave_one_version_per_run(
     by_run = {v.run_id: str(v.version) for v in versions}
     assert len(told) == NUM_RUNS * EACH
     assert all(by_run[run_id] == version for run_id, version in told)
+    # What the others logged is gone, what versions are made from is not.
+    experiment = client.get_experiment_by_name("many")
+    assert experiment is not None
+    kept = client.search_logged_models([experiment.experiment_id], max_results=100)
+    assert {m.model_id for m in kept} == {v.tags["precalib.logged_model"] for v in versions}
     newest = max(int(v.version) for v in versions)
     assert client.get_registered_model(name).aliases["candidate"] == str(newest)

@@ -100,7 +100,8 @@ def test_a_description_is_as_long_as_mlflow_takes(num: int) -> None:
 
 
 def test_a_checkpoint_of_unknown_origin_has_a_card() -> None:
-    written = write(["pink", "blur"], made=None, figures=(), held_out=())
+    least = {"kind": "mlp", "num_classes": 10, "input_shape": [4]}
+    written = write(["pink", "blur"], made=None, figures=(), held_out=(), spec=least)
     for text in (written.markdown, written.html):
         assert "does not say how it was made" in text
         assert "0.6543" in text

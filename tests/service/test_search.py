@@ -1,0 +1,74 @@
+"""Which recipe of a search is registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from precalib_ray.config import base
+from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config.search import SearchConfig
+from precalib_ray.service import search
+from precalib_ray.service.pretrain import Pretrained
+
+
+def config(**changes: Any) -> SearchConfig:
+    content: dict[str, Any] = {
+        "name": "s",
+        "num_trials": 4,
+        "recipe": {
+            "model": {"kind": "mlp", "num_classes": 10, "input_shape": [4]},
+            "noise": {"kind": "gaussian"},
+            "optimizer": {"kind": "adam", "lr": {"loguniform": [1e-4, 1e-2]}},
+            "duration": {"samples": 25600, "until_deviation": 0.005},
+        },
+    }
+    return base.validate(SearchConfig, content | changes)
+
+
+class Study:
+    """The best trials, best first."""
+
+    def best(self, num: int) -> list[dict[str, Any]]:
+        point = {"optimizer.lr": 1e-3}
+        return [{"key": f"{i:05d}", "point": point} for i in range(4)][:num]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs; those of ``missed`` do not reach their target."""
+    names: list[str] = []
+
+    def pretrain(job: PretrainConfig) -> Pretrained:
+        names.append(job.name)
+        assert job.tracking.offline
+        assert job.duration.samples == 4 * 25600
+        reason = "samples" if job.name in missed else "until_deviation"
+        return Pretrained(Path(job.name), {"progress": {"stop_reason": reason}}, None)
+
+    missed.clear()
+    monkeypatch.setattr(search, "pretrain", pretrain)
+    return names
+
+
+missed: set[str] = set()
+
+
+def test_the_first_recipe_that_reaches_its_target_with_every_seed(ran: list[str]) -> None:
+    missed.update({"s-00000-2", "s-00001-1"})
+    jobs, done = search._steady(config(), Study())  # type: ignore[arg-type]
+    assert [job.name for job in jobs] == ["s-00002-1", "s-00002-2", "s-00002-3"]
+    assert [str(result.checkpoint) for result in done] == [job.name for job in jobs]
+    # A seed that misses ends a recipe's trial.
+    assert ran == ["s-00000-1", "s-00000-2", "s-00001-1", "s-00002-1", "s-00002-2", "s-00002-3"]
+
+
+def test_the_best_where_none_does(ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    missed.update({"s-00000-1", "s-00001-2", "s-00002-3", "s-00003-1"})
+    jobs, done = search._steady(config(register_seeds=3), Study())  # type: ignore[arg-type]
+    assert [str(result.checkpoint) for result in done] == [f"s-00000-{i}" for i in (1, 2, 3)]
+    assert [job.seed for job in jobs] == [1, 2, 3]
+    assert len(ran) == len(set(ran)) == 8
+    assert "no recipe reached its target with every seed" in capsys.readouterr().out
