@@ -10,11 +10,12 @@ from typing import Any
 from precalib_ray.config import base
 from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
 from precalib_ray.core import checkpoint
+from precalib_ray.data import parquet
 from precalib_ray.registry import lineage, publishing, tracking
 from precalib_ray.report import card, figures
 from precalib_ray.service import preflight
 from precalib_ray.service.job import log_files
-from precalib_ray.service.terminal import stage
+from precalib_ray.service.terminal import console, stage
 from precalib_ray.version import __version__
 
 
@@ -34,7 +35,6 @@ def register(
 
     Raises:
         TrackingError: the server is away, or refused.
-        DataError: a data set that was used is gone.
     """
     spec = config.model.model_dump()
     progress, before, after = outcome["progress"], outcome["before"], outcome["after"]
@@ -56,7 +56,7 @@ def register(
             num_classes=config.model.num_classes,
         )
         drawn = log_files(run, config, figure, "deviation")
-        data = lineage.log_data(run, _data(config))
+        data = lineage.log_data(run, _there(_data(config)))
         tags = _tags(config, outcome, data)
         version = publishing.publish(
             run,
@@ -101,6 +101,18 @@ def _data(config: PretrainConfig) -> list[lineage.Used]:
         *(lineage.Used(probe.path, probe.split, "probe") for probe in probes),
         *(lineage.Used(path, "train", "noise") for path in sources),
     ]
+
+
+def _there(used: list[lineage.Used]) -> list[lineage.Used]:
+    """Without the data sets that are gone, or not on this machine: what was made is registered."""
+    found = []
+    for use in used:
+        file = parquet.split_path(Path(use.path), use.split)
+        if file.exists():
+            found.append(use)
+        else:
+            console.print(f"{file} is not there: registered without its digest", style="yellow")
+    return found
 
 
 def _tags(

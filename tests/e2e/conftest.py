@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -46,22 +47,37 @@ class Finished:
     seconds: float
 
 
+def run_job(folder: Path, name: str, *arguments: str, timeout: float = 300) -> Finished:
+    """Run ``python jobs/NAME.py ARGUMENTS`` in a folder."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Finished]:
-    """Run ``python jobs/NAME.py ARGUMENTS`` in an empty folder."""
+    """``run_job`` in an empty folder."""
+    return functools.partial(run_job, tmp_path)
 
-    def run(name: str, *arguments: str, timeout: float = 300) -> Finished:
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
-    return run
+@dataclass(frozen=True)
+class Quickstart:
+    """The quickstart, and where it was given."""
+
+    done: Finished
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    folder = tmp_path_factory.mktemp("quickstart")
+    return Quickstart(run_job(folder, "quickstart"), folder)

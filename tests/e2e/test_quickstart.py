@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Finished
+from tests.e2e.conftest import REPOSITORY, Quickstart, run_job
 
 pytestmark = pytest.mark.slow
 
 
-def test_quickstart(job: Callable[..., Finished], tmp_path: Path) -> None:
-    done = job("quickstart")
+def test_quickstart(quickstart: Quickstart) -> None:
+    done, folder = quickstart.done, quickstart.folder
     assert done.code == 0, done.err
     assert done.err == ""  # no warning that we could prevent
     assert done.seconds <= 150
-    assert (tmp_path / "runs/quickstart/quickstart.png").stat().st_size > 20_000
+    assert (folder / "runs/quickstart/quickstart.png").stat().st_size > 20_000
 
-    (record,) = (tmp_path / "runs/quickstart").glob("pretrain-*/run.json")
+    (record,) = (folder / "runs/quickstart").glob("pretrain-*/run.json")
     outcome = json.loads(record.read_text())["result"]["outcome"]
     assert outcome["before"]["deviation"] > 0.2
     assert {m["probe"] for m in outcome["after"]["measurements"]} > {"digits", "gaussian"}
@@ -43,12 +41,12 @@ def test_quickstart(job: Callable[..., Finished], tmp_path: Path) -> None:
     assert last.startswith("python -c")
     command = last.replace("python", sys.executable, 1)
     loaded = subprocess.run(
-        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+        command, shell=True, cwd=folder, capture_output=True, text=True, check=False,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr
     assert "MLP(" in loaded.stdout
 
-    again = job("quickstart")
+    again = run_job(folder, "quickstart")
     assert again.code == 0
     assert again.out.count("has finished before") == 3

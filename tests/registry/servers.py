@@ -20,6 +20,10 @@ import psutil
 
 POSTGRES_BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 PASSWORD = "postgres-secret-7f3a"
+SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes more, of which none is used here
+    "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "120",  # else workers that start slowly are killed
+}
 
 
 def free_port() -> int:
@@ -61,7 +65,7 @@ class MLflowServer:
             "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
             *(arguments or ("--artifacts-destination", str(folder / "artifacts"))),
         ]  # fmt: skip
-        self._environment = os.environ | (environment or {})
+        self._environment = os.environ | SETTINGS | (environment or {})
         self.start()
 
     def start(self) -> None:
@@ -113,7 +117,7 @@ class Postgres:
             "-c max_connections=200",
             "start",
         )  # fmt: skip
-        self.uri = f"postgresql+psycopg2://mlflow:{PASSWORD}@127.0.0.1:{self.port}/postgres"
+        self.uri = f"postgresql+psycopg://mlflow:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self._folder / f"{program}.log").open("wb") as log:  # a pipe would stay open
