@@ -15,6 +15,9 @@ from tests.k8s.manifests import OVERLAYS, Object, pods, ray_jobs
 Build = Callable[[str], list[Object]]
 HERE_ONLY = {
     "benchmark": "measures the machine that it is started on",
+    "promote": "decided on by a person, and given to the standing cluster",
+    "register": "as promote",
+    "sync": "as promote",
     "quickstart": "starts Ray and MLflow of its own, for a first look without a cluster",
 }
 """Jobs that have no manifest, and why."""
