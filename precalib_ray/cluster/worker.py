@@ -17,6 +17,7 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from precalib_ray.cluster.gauges import Gauges
 from precalib_ray.core.engine import Progress
 from precalib_ray.core.pretraining import Outcome, Pretraining
 from precalib_ray.data.training import DataTraining
@@ -30,15 +31,16 @@ def pretrain(payload: Mapping[str, Any]) -> dict[str, Any]:
         ``outcome``, or ``diverged``, the message: to Ray that is no failure, for a run that
         diverged once would do it again.
     """
-    return _work(Pretraining, payload, last="final", to_plain=Outcome.to_json)
+    return _work("pretrain", Pretraining, payload, last="final", to_plain=Outcome.to_json)
 
 
 def train(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Data training on one worker; returns what ``pretrain`` does."""
-    return _work(DataTraining, payload, last="best", to_plain=dict)
+    return _work("train", DataTraining, payload, last="best", to_plain=dict)
 
 
 def _work(
+    name: str,
     phase: Callable[..., Any],
     payload: Mapping[str, Any],
     *,
@@ -52,7 +54,7 @@ def _work(
     def save(progress: Progress) -> str:
         return _report(run.write, f"step-{progress.step:08d}", progress)
 
-    publish = _Publisher(payload["queue"])
+    publish = _Publisher(payload["queue"], Gauges(run=payload["config"]["name"], phase=name))
     try:
         outcome = run.run(save=save, on_progress=publish)
     except DivergedError as error:
@@ -131,8 +133,8 @@ def _free_name(files: pyarrow.fs.FileSystem, folder: str, name: str) -> str:
 class _Publisher:
     """Sends what the driver shows and logs; a driver that is gone stops no training."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, queue: Queue, gauges: Gauges) -> None:
+        self._queue, self._gauges = queue, gauges
         self._num_sent = 0
         self._sending: ray.ObjectRef | None = None
 
@@ -146,6 +148,7 @@ class _Publisher:
             **metrics,
         }
         self._num_sent = len(progress.history)
+        self._gauges.set(progress, metrics)
         self.flush()
         with contextlib.suppress(ray.exceptions.RayError):
             self._sending = self._queue.actor.put_nowait.remote(record)

@@ -1,4 +1,4 @@
-"""A search whose driver is killed, as a user runs it."""
+"""A search whose driver is killed, or interrupted by its user."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def ended(folder: Path) -> dict[str, dict[str, Any]]:
     return {key: r for key, r in records(folder).items() if r["state"] != "running"}
 
 
-def test_a_killed_driver_loses_no_trial_and_repeats_none(
-    job: Callable[..., Finished], tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_ended_loses_no_trial_and_repeats_none(
+    job: Callable[..., Finished], tmp_path: Path, sent: signal.Signals
 ) -> None:
     (tmp_path / "search.yaml").write_text(CONFIG)
     killed = subprocess.Popen(
@@ -52,6 +53,8 @@ def test_a_killed_driver_loses_no_trial_and_repeats_none(
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     try:
@@ -60,11 +63,17 @@ def test_a_killed_driver_loses_no_trial_and_repeats_none(
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        killed.send_signal(sent)
+        _, told = killed.communicate(timeout=60)
+    if sent == signal.SIGINT:
+        assert killed.returncode == 130
+        assert told == (
+            "search.py: interrupted; the same command goes on from the last checkpoint\n"
+        )
     before = ended(tmp_path)
     begun = set(records(tmp_path))
     assert len(before) < 17
+    assert {r["state"] for r in before.values()} <= {"finished", "stopped"}
 
     again = job("search", "search.yaml")
     assert again.code == 0, again.err

@@ -1,0 +1,49 @@
+"""What a run shows to Prometheus, through Ray's metrics: how fast it is, and how far from chance.
+
+Ray exports them as ``ray_precalib_NAME``, with the labels ``run`` and ``phase``;
+``k8s/observability`` has a dashboard of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Gauge
+
+from precalib_ray.core.engine import Progress
+
+NAMES = {
+    "samples_per_second": "samples trained on, by all workers together",
+    "deviation": "worst deviation from chance on the probes that the stopping rule sees",
+    "step_seconds": "seconds of a training step, probing left out",
+    "probe_share": "share of the time so far that probing took",
+}
+
+
+class Gauges:
+    """The gauges of one run, set by its rank 0."""
+
+    def __init__(self, *, run: str, phase: str) -> None:
+        tags = {"run": run, "phase": phase}
+        self._gauges = {
+            name: Gauge(f"precalib_{name}", description=text, tag_keys=tuple(tags))
+            for name, text in NAMES.items()
+        }
+        for gauge in self._gauges.values():
+            gauge.set_default_tags(tags)
+        self._step, self._seconds = 0, 0.0
+
+    def set(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Show a record of progress."""
+        values = {"samples_per_second": metrics["samples_per_second"]}
+        if progress.step > self._step:
+            spent = progress.seconds - self._seconds
+            values["step_seconds"] = spent / (progress.step - self._step)
+        self._step, self._seconds = progress.step, progress.seconds
+        total = progress.seconds + progress.evaluation_seconds
+        if total > 0:
+            values["probe_share"] = progress.evaluation_seconds / total
+        if progress.history and "deviation" in progress.history[-1]:
+            values["deviation"] = progress.history[-1]["deviation"]
+        for name, value in values.items():
+            self._gauges[name].set(value)
