@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -26,8 +25,8 @@ class Fitted:
     """What rank 0 returned, and the checkpoint that it reported last."""
 
     outcome: dict[str, Any]
-    checkpoint: Path
-    """On this machine: where storage is remote, a copy."""
+    checkpoint: str
+    """Its name in the run's folder on storage."""
 
 
 def fit(
@@ -95,13 +94,7 @@ def fit(
     returned = result.return_value
     if "diverged" in returned:
         raise DivergedError(returned["diverged"])
-    return Fitted(returned["outcome"], _local(result.checkpoint))
-
-
-def _local(checkpoint: ray.train.Checkpoint) -> Path:
-    if isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem):
-        return Path(checkpoint.path)
-    return Path(checkpoint.to_directory())
+    return Fitted(returned["outcome"], Path(result.checkpoint.path).name)
 
 
 def in_thread(work: Callable[[], Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -80,6 +81,11 @@ class Panel(Strict):
             raise ContradictionError("", {}, "needs at least one probe")
         for name in self.noise.keys() & self.data.keys():
             raise ContradictionError(f"data.{name}", name, "is the name of a noise probe too")
+        for kind, names in (("noise", self.noise), ("data", self.data)):
+            for name in names:
+                if not re.fullmatch(r"[\w. -]+", name):
+                    allowed = "a probe's name may hold letters, digits, '_', '.', '-' and spaces"
+                    raise ContradictionError(f"{kind}.{name}", name, allowed)
         return self
 
 
@@ -140,6 +146,14 @@ class Checkpoints(Strict):
     keep: int = Field(2, ge=1, description="newest checkpoints kept on storage")
 
 
+def _refuse_secrets(field: str, uri: str | None) -> None:
+    parts = urlsplit(uri or "")
+    keys = [key.lower() for key, _ in parse_qsl(parts.query)]
+    if "@" in parts.netloc or any(w in k for k in keys for w in ("password", "secret", "token")):
+        allowed = "must hold no user, password or key; libraries read them from their environment"
+        raise ContradictionError(field, "(not shown)", allowed)
+
+
 class Server(Strict):
     """Where MLflow is."""
 
@@ -149,9 +163,7 @@ class Server(Strict):
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        if "@" in urlsplit(self.uri or "").netloc:
-            allowed = "must hold no user or password; MLflow reads them from its environment"
-            raise ContradictionError("uri", "(not shown)", allowed)
+        _refuse_secrets("uri", self.uri)
         return self
 
 
@@ -198,6 +210,11 @@ class Named(Strict):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     tracking: Tracking = Field(Tracking(), description="where MLflow is")
+
+    @model_validator(mode="after")
+    def _storage_without_secrets(self) -> Self:
+        _refuse_secrets("storage", self.storage)
+        return self
 
 
 class Job(Named):
@@ -478,6 +495,11 @@ class SyncConfig(Strict):
     tracking: Tracking | None = Field(
         None, description="where MLflow is; null: as the run was submitted"
     )
+
+    @model_validator(mode="after")
+    def _storage_without_secrets(self) -> Self:
+        _refuse_secrets("storage", self.storage)
+        return self
 
 
 class BenchmarkConfig(Strict):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from precalib_ray.core import models
@@ -140,14 +141,15 @@ def renew_head(
         found = measure()
         return {"deviation": found.deviation, "num_forwards": found.num_forwards}
 
-    progress = run(
-        engine,
-        stream.batch,
-        batch_size=BATCH_SIZE,
-        limits=Limits(steps=MAX_STEPS, seconds=MAX_SECONDS, until_deviation=target / 2),
-        evaluate=evaluate,
-        evaluate_at=lambda progress: progress.step % EVERY == 0,
-    )
+    with torch.random.fork_rng(devices=[]):  # steps seed dropout; the caller's draws go on
+        progress = run(
+            engine,
+            stream.batch,
+            batch_size=BATCH_SIZE,
+            limits=Limits(steps=MAX_STEPS, seconds=MAX_SECONDS, until_deviation=target / 2),
+            evaluate=evaluate,
+            evaluate_at=lambda progress: progress.step % EVERY == 0,
+        )
     result = measure()
     if not result.deviation <= at_start.deviation:  # a trunk on which the recipe does harm
         layer.load_state_dict(halved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -75,6 +76,23 @@ class Folder:
         info = self._files.get_file_info(f"{self._path}/{name}")
         missing = info.type == pyarrow.fs.FileType.NotFound
         return None if missing else info.mtime
+
+    def download(self, name: str) -> Path:
+        """Where a folder of this one is, or a copy of it if this one is not on the machine.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self.local is not None:
+            return self.local / name
+        copy = Path(tempfile.mkdtemp(prefix="precalib-")) / name
+        pyarrow.fs.copy_files(
+            f"{self._path}/{name}",
+            str(copy),
+            source_filesystem=self._files,
+            destination_filesystem=pyarrow.fs.LocalFileSystem(),
+        )
+        return copy
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""

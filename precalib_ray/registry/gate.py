@@ -23,13 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 from precalib_ray.core import checkpoint
 from precalib_ray.core.probes import Panel, PanelResult
 from precalib_ray.errors import GateError, PrecalibError, TrackingError
 from precalib_ray.registry import loading
-from precalib_ray.registry.tracking import one_line, require_reachable, resolve_uri
+from precalib_ray.registry.tracking import client_of, one_line, require_reachable, resolve_uri
 
 CHAMPION = "champion"
 _TRAIL = "precalib.gate."
@@ -94,7 +92,7 @@ class Gate:
         """``tracking_uri`` as ``resolve_uri`` takes it; raises TrackingError."""
         self.name, self._uri = name, resolve_uri(tracking_uri)
         require_reachable(self._uri)
-        self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        self._client = client_of(self._uri)
         with self._asking():
             self._client.get_registered_model(name)
 
@@ -187,25 +185,25 @@ class Gate:
             self._record("promote", champion, version, "accepted", decision)
         return decision
 
-    def rollback(self) -> tuple[str, str]:
+    def rollback(self) -> tuple[str | None, str]:
         """Go back to the champion before, and from there to the one before that.
 
         Returns:
-            The versions that was champion, and that is.
+            The version that was champion, None if that was deleted, and the one that is.
 
         Raises:
             GateError: there is none before.
             TrackingError: the server refused.
         """
-        current = self.champion()
-        if current is None:
-            raise GateError(f"{self.name} has no champion")
+        current = self.champion()  # none if its version was deleted: the alias goes with it
         earlier = self._stack()
         while earlier and (earlier[-1] == current or not self._exists(earlier[-1])):
             earlier.pop()
         if not earlier:
             raise GateError(
-                f"no champion before models:/{self.name}/{current} is known; it stays champion"
+                f"{self.name} has no champion"
+                if current is None
+                else f"no champion before models:/{self.name}/{current} is known; it stays champion"
             )
         self._move(earlier[-1])
         self._record("rollback", current, earlier[-1], "accepted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.data import parquet
 from precalib_ray.errors import TrackingError
-from precalib_ray.registry.tracking import Run
+from precalib_ray.registry.tracking import Run, one_line
 
 _DIGEST = 36  # most characters of a digest that MLflow takes
 
@@ -30,15 +31,15 @@ class Used:
 
     @property
     def name(self) -> str:
-        """Folder and split."""
-        return f"{Path(self.path).name}-{self.split}"
+        """Folder and split, in letters that MLflow allows."""
+        return re.sub(r"[^\w.\- ]", "_", f"{Path(self.path).name}-{self.split}")
 
 
 def log_data(run: Run, used: Iterable[Used]) -> dict[Used, str]:
     """Log data sets as inputs of a run; logged again, they are there once.
 
     Returns:
-        SHA-256 of each split.
+        SHA-256 of each split that is there: what was made of one is registered without it, too.
 
     Raises:
         DataError: a split cannot be read.
@@ -48,13 +49,15 @@ def log_data(run: Run, used: Iterable[Used]) -> dict[Used, str]:
     digests: dict[Used, str] = {}
     for use in dict.fromkeys(used):
         file = parquet.split_path(Path(use.path), use.split)
+        if not file.exists():
+            continue
         digests[use] = parquet.fingerprint(file)
         inputs.append(_input(use, file, digests[use]))
     try:
         if inputs:
             run.client.log_inputs(run.run_id, inputs)
     except Exception as error:  # transports and stores fail in ways of their own
-        raise TrackingError(f"MLflow did not take the data sets: {error}") from error
+        raise TrackingError(f"MLflow did not take the data sets: {one_line(error)}") from None
     return digests
 
 

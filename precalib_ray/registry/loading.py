@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
-from precalib_ray.registry.tracking import one_line, require_reachable, resolve_uri
+from precalib_ray.registry.tracking import client_of, one_line, require_reachable, resolve_uri
 
 EXTRA_FILES = "extra_files"
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
@@ -40,7 +40,7 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
     """
     server = resolve_uri(tracking_uri)
     require_reachable(server)
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    client = client_of(server)
     try:
         version = _find(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version)

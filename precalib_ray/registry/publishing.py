@@ -14,6 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ import safetensors
 import torch
 from mlflow.entities import LoggedModelStatus
 from mlflow.models import ModelSignature
-from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry import versions
-from precalib_ray.registry.tracking import Run, one_line, set_global_uri
+from precalib_ray.registry.tracking import Run, client_of, one_line, set_global_uri
 
 CANDIDATE = versions.CANDIDATE
 CARD_FILE = "card.html"
@@ -51,11 +51,12 @@ def publish(
     *,
     name: str,
     tags: Mapping[str, Any],
-    description: str,
     trust_code: bool = False,
     key: str | None = None,
 ) -> str:
     """Register a checkpoint directory as a version; the newest has the alias ``candidate``.
+
+    Its description is to be given by ``describe``.
 
     A key has one version of a name: published again, by many at once or after an
     interruption half-way, it is returned.
@@ -65,7 +66,6 @@ def publish(
         directory: the checkpoint.
         name: of the registered model.
         tags: of the version.
-        description: of the version.
         trust_code: as ``checkpoint.load_model`` takes it.
         key: what there shall be one version of; None for the run.
 
@@ -79,6 +79,7 @@ def publish(
     registered = _registered(run, name, key)
     if registered is not None:
         return registered
+    set_global_uri(run.uri)  # MLflow asks that one for a logged model, whatever its client is for
     try:
         model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
         version = versions.create(
@@ -89,7 +90,6 @@ def publish(
             run_id=run.run_id,
             model_id=model_id,
             tags={**tags, versions.DIGEST_TAG: digest(directory)},
-            description=description,
         )
         versions.point_candidate(run.client, name)
     except CheckpointError:
@@ -114,14 +114,30 @@ def digest(directory: Path) -> str:
     return sha.hexdigest()
 
 
-def find_digest(uri: str, name: str, sha256: str) -> str | None:
+@dataclass(frozen=True)
+class Known:
+    """A version that holds a checkpoint already."""
+
+    version: str
+    run_id: str
+    key: str
+    described: bool
+    """Whether it has its card: publishing may have ended before."""
+
+
+def find_digest(uri: str, name: str, sha256: str) -> Known | None:
     """The version that holds a checkpoint with a digest; raises TrackingError."""
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = client_of(uri)
         found = versions.find(client, name, tag=versions.DIGEST_TAG, value=sha256)
+        if not found:
+            return None
+        version = client.get_model_version(name, found[0])
+        versions.point_candidate(client, name)
     except Exception as error:
         raise TrackingError(f"{name} cannot be looked up: {one_line(error)}") from None
-    return found[0] if found else None
+    key = version.tags[versions.KEY_TAG]
+    return Known(found[0], version.run_id or "", key, bool(version.description))
 
 
 def _registered(run: Run, name: str, key: str | None) -> str | None:
@@ -163,7 +179,6 @@ def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
         inputs=Schema([TensorSpec(example.dtype, (-1, *spec["input_shape"]))]),
         outputs=Schema([TensorSpec(example.dtype, (-1, spec["num_classes"]))]),
     )
-    set_global_uri(run.uri)
     with _EXPORT, _quiet(), mlflow.start_run(run_id=run.run_id):
         info = mlflow.pytorch.log_model(
             model,

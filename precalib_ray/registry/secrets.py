@@ -21,12 +21,16 @@ _VARIABLES = (
 )
 _URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_S3_ENDPOINT_URL")
 _IN_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s/'\"]+@", re.IGNORECASE)
+_IN_QUERY = re.compile(
+    r"(?P<key>[?&][\w.-]*(password|secret|token)[\w.-]*=)[^\s&'\"]+", re.IGNORECASE
+)
 _SHORTEST = 4  # what is shorter stands in too many words
 
 
 def redact(text: str) -> str:
     """The text without users and passwords of URIs, and without what the environment keeps."""
     text = _IN_URI.sub(r"\g<scheme>***@", text)
+    text = _IN_QUERY.sub(r"\g<key>***", text)
     for secret in sorted(_known(), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -54,6 +54,11 @@ for _name in ("mlflow", "alembic"):
 def resolve_uri(uri: str | None) -> str:
     """The tracking server: as given, as ``MLFLOW_TRACKING_URI`` says, or SQLite in this folder."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client whose registry is the tracking server too, whatever MLFLOW_REGISTRY_URI says."""
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def require_reachable(uri: str) -> None:
@@ -145,14 +150,11 @@ class Run:
         """
         self.uri = uri
         try:
-            self.client = MlflowClient(tracking_uri=uri)
-            if run_id is not None:
-                try:
-                    self.client.update_run(run_id, status="RUNNING")
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                        raise
-                    run_id = None  # begun on another server, or deleted
+            self.client = client_of(uri)
+            if run_id is not None and self._is_active(run_id):
+                self.client.update_run(run_id, status="RUNNING")
+            else:
+                run_id = None  # begun on another server, or deleted
             self._doubt = run_id is not None  # whether the server has what we do not know of
             if run_id is None:
                 run_id = self._begin(experiment, name, tags)
@@ -179,6 +181,14 @@ class Run:
         self._away = self._told_away = self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+
+    def _is_active(self, run_id: str) -> bool:
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
 
     def _begin(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         found = self.client.get_experiment_by_name(experiment)
@@ -331,7 +341,7 @@ class Run:
         try:
             self.client.log_batch(self.run_id, metrics=metrics)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
+            if error.error_code != "INVALID_PARAMETER_VALUE" or not self._is_active(self.run_id):
                 raise
             if len(metrics) == 1:  # it never will: a name that MLflow does not allow
                 _logger.warning("MLflow refuses %s: %s", metrics[0].key, one_line(error))

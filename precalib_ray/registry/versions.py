@@ -41,7 +41,6 @@ def create(
     run_id: str,
     model_id: str,
     tags: Mapping[str, Any],
-    description: str,
 ) -> str:
     """The version of a key, made if there is none; raises what MLflow raises."""
     with contextlib.suppress(MlflowException):  # it exists already
@@ -56,7 +55,6 @@ def create(
                 run_id=run_id,
                 model_id=model_id,
                 tags={**{k: str(v) for k, v in tags.items()}, KEY_TAG: key, MODEL_TAG: model_id},
-                description=description,
             )
         except MlflowException as error:
             if "Giving up" not in str(error) or attempt == _TRIES - 1:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from precalib_ray.cluster.trainer import storage_path
 from precalib_ray.config.base import Strict
 from precalib_ray.config.jobs import NOT_IDENTITY
 from precalib_ray.data.storage import Folder
-from precalib_ray.errors import ConfigError, Problem
+from precalib_ray.errors import CheckpointError, ConfigError, Problem
 from precalib_ray.service.lease import Lease
 from precalib_ray.service.terminal import console
 
@@ -69,6 +70,22 @@ class Identity:
     def result(self) -> dict[str, Any] | None:
         """What a finished run returned."""
         return self.record.get("result")
+
+    @property
+    def told(self) -> bool:
+        """Whether MLflow has all of a finished run, its end included."""
+        return bool(self.record.get("told"))
+
+    def checkpoint(self, name: str) -> Path:
+        """A checkpoint of the run, or a copy of it if storage is remote.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        try:
+            return self.folder.download(name)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}/{name}: {error}") from None
 
     def update(self, **values: Any) -> None:
         """Add to the record; raises ClusterError if another submission has taken over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from precalib_ray.cluster import session, trainer
 from precalib_ray.config import base
 from precalib_ray.config.jobs import NOT_IDENTITY, Job, Named
 from precalib_ray.errors import TrackingError
-from precalib_ray.registry import tracking
+from precalib_ray.registry import lineage, tracking
 from precalib_ray.report import figures
 from precalib_ray.service.identity import Identity
 from precalib_ray.service.terminal import Display, console
@@ -54,10 +54,10 @@ def open_run(config: Named, identity: Identity, *, phase: str) -> tracking.Run |
         run_id=identity.run_id,
         spool=identity.folder / SPOOL,
     )
-    begun = run.run_id != identity.run_id
     identity.update(phase=phase, settings=settings, run_id=run.run_id)
-    if begun:
+    if identity.record.get("params_of") != run.run_id:
         run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
+        identity.update(params_of=run.run_id)
     return run
 
 
@@ -83,6 +83,7 @@ def tracked(config: Named, identity: Identity, *, phase: str) -> Iterator[tracki
         raise
     if not run.end("FINISHED", wait_s=config.tracking.max_wait):
         raise _away(config, identity, run.last_error)
+    identity.update(told=True)
 
 
 def complete(run: tracking.Run, config: Named, identity: Identity, last: Callable[[], T]) -> T:
@@ -194,6 +195,16 @@ def run_workers(
             local=local,
             on_record=on_record,
         )
+
+
+def log_data(run: tracking.Run, used: Sequence[lineage.Used]) -> dict[lineage.Used, str]:
+    """Log the data sets of a job; returns their digests. Those that are gone are told."""
+    digests = lineage.log_data(run, used)
+    for use in used:
+        if use not in digests:
+            text = f"the data set {use.path} has no {use.split} any more: logged without its digest"
+            console.print(text, style="yellow")
+    return digests
 
 
 def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> bytes:

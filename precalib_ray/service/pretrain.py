@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from precalib_ray.core import pretraining
 from precalib_ray.registry import publishing, tracking
 from precalib_ray.service import preflight, registration
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import complete, run_workers, tracked, unsent
+from precalib_ray.service.job import complete, run_workers, tracked
 from precalib_ray.service.promote import promote_version
 from precalib_ray.service.terminal import console, table
 
@@ -27,7 +27,7 @@ class Pretrained:
     checkpoint: Path
     """The directory on storage, or a copy if storage is remote."""
     outcome: dict[str, Any]
-    model_uri: str | None
+    model_uri: str | None = None
     """``models:/NAME/VERSION``; None where MLflow is done without."""
 
 
@@ -54,8 +54,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     identity = Identity(config, name=config.name, storage=config.storage)
     with identity.lease():
         result = _result(identity)
-        told = config.tracking.offline or (result and result.model_uri and not unsent(identity))
-        if result and told:
+        if result and (config.tracking.offline or identity.told):
             console.print(f"{config.name} has finished before; nothing is done again.")
         else:
             with tracked(config, identity, phase=PHASE) as run:
@@ -88,9 +87,9 @@ def register(
         return registration.register(config, result.checkpoint, result.outcome, run)
 
     model_uri = complete(run, config, identity, publish)
-    registered = replace(result, model_uri=model_uri)
-    _keep(identity, registered)
-    return registered
+    assert identity.result is not None, "it has finished"
+    identity.update(result=identity.result | {"model_uri": model_uri})
+    return replace(result, model_uri=model_uri)
 
 
 def sync(config: PretrainConfig, identity: Identity, run: tracking.Run) -> str | None:
@@ -103,11 +102,7 @@ def _result(identity: Identity) -> Pretrained | None:
     kept = identity.result
     if kept is None:
         return None
-    return Pretrained(Path(kept["checkpoint"]), kept["outcome"], kept["model_uri"])
-
-
-def _keep(identity: Identity, result: Pretrained) -> None:
-    identity.update(result={**asdict(result), "checkpoint": str(result.checkpoint)})
+    return Pretrained(identity.checkpoint(kept["checkpoint"]), kept["outcome"], kept["model_uri"])
 
 
 def _train(
@@ -127,9 +122,10 @@ def _train(
         keep=config.checkpoints.keep,
         tell=lambda probing: (f"deviation {probing['deviation']:.4f}", _deviations(probing)),
     )
-    result = Pretrained(fitted.checkpoint, fitted.outcome, None)
-    _keep(identity, result)
-    return result
+    identity.update(
+        result={"checkpoint": fitted.checkpoint, "outcome": fitted.outcome, "model_uri": None}
+    )
+    return Pretrained(identity.checkpoint(fitted.checkpoint), fitted.outcome)
 
 
 def _deviations(record: Mapping[str, Any]) -> dict[str, float]:

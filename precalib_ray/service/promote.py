@@ -24,7 +24,8 @@ def promote(config: PromoteConfig) -> str:
     if config.rollback:
         before, champion = gate.rollback()
         console.print(
-            f"models:/{config.name}@{CHAMPION} is version {champion} again; it was {before}"
+            f"models:/{config.name}@{CHAMPION} is version {champion} again; it was "
+            f"{before or 'a version that is gone'}"
         )
         return champion
     version = gate.version(config.version)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from precalib_ray.config.jobs import RegisterConfig
 from precalib_ray.core import checkpoint, models
+from precalib_ray.errors import TrackingError
 from precalib_ray.registry import publishing, tracking
 from precalib_ray.report import card
 from precalib_ray.service.promote import read_panel
@@ -29,9 +30,10 @@ def register(config: RegisterConfig) -> str:
     uri = tracking.resolve_uri(config.tracking.uri)
     tracking.require_reachable(uri)
     known = publishing.find_digest(uri, name, digest)
-    if known is not None:
-        console.print(f"{config.path} is registered already: models:/{name}/{known}")
-        return f"models:/{name}/{known}"
+    mine = known is not None and known.key == digest
+    if known is not None and (known.described or not mine):
+        console.print(f"{config.path} is registered already: models:/{name}/{known.version}")
+        return f"models:/{name}/{known.version}"
     model = checkpoint.load_model(directory, trust_code=config.trust_code)
     panel = read_panel(config.probes, spec)
     with stage("measuring it, and an untrained network beside it"):
@@ -47,6 +49,7 @@ def register(config: RegisterConfig) -> str:
         experiment=config.tracking.experiment,
         name=f"register-{digest[:8]}",
         tags={"precalib.phase": "register", **tags},
+        run_id=known.run_id if known is not None else None,  # went down before it was described
     )
     status = "FAILED"
     try:
@@ -57,7 +60,6 @@ def register(config: RegisterConfig) -> str:
                 directory,
                 name=name,
                 tags=tags,
-                description=f"{measured.deviation:.4f} above chance",
                 trust_code=config.trust_code,
                 key=digest,
             )
@@ -72,7 +74,9 @@ def register(config: RegisterConfig) -> str:
             publishing.describe(run, name, version, description=written.markdown, card=written.html)
         status = "FINISHED"
     finally:
-        run.end(status)
+        sent = run.end(status)
+    if not sent:
+        raise TrackingError(f"MLflow did not take the end of the run: {run.last_error}")
     console.print(f"deviation {measured.deviation:.6f} on {tags['precalib.worst_probe']}")
     console.print(f"registered: models:/{name}/{version} (alias {publishing.CANDIDATE})")
     return f"models:/{name}/{version}"

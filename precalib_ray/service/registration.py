@@ -10,12 +10,11 @@ from typing import Any
 from precalib_ray.config import base
 from precalib_ray.config.jobs import NOT_IDENTITY, PretrainConfig
 from precalib_ray.core import checkpoint
-from precalib_ray.data import parquet
 from precalib_ray.registry import lineage, publishing, tracking
 from precalib_ray.report import card, figures
 from precalib_ray.service import preflight
-from precalib_ray.service.job import log_files
-from precalib_ray.service.terminal import console, stage
+from precalib_ray.service.job import log_data, log_files
+from precalib_ray.service.terminal import stage
 from precalib_ray.version import __version__
 
 
@@ -56,14 +55,13 @@ def register(
             num_classes=config.model.num_classes,
         )
         drawn = log_files(run, config, figure, "deviation")
-        data = lineage.log_data(run, _there(_data(config)))
+        data = log_data(run, _data(config))
         tags = _tags(config, outcome, data)
         version = publishing.publish(
             run,
             directory,
             name=name,
             tags=tags,
-            description=f"{after['deviation']:.4f} above chance, from {before['deviation']:.4f}",
             trust_code=config.model.kind == "function",
         )
         uri = f"models:/{name}/{version}"
@@ -101,18 +99,6 @@ def _data(config: PretrainConfig) -> list[lineage.Used]:
         *(lineage.Used(probe.path, probe.split, "probe") for probe in probes),
         *(lineage.Used(path, "train", "noise") for path in sources),
     ]
-
-
-def _there(used: list[lineage.Used]) -> list[lineage.Used]:
-    """Without the data sets that are gone, or not on this machine: what was made is registered."""
-    found = []
-    for use in used:
-        file = parquet.split_path(Path(use.path), use.split)
-        if file.exists():
-            found.append(use)
-        else:
-            console.print(f"{file} is not there: registered without its digest", style="yellow")
-    return found
 
 
 def _tags(

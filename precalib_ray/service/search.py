@@ -21,13 +21,13 @@ from precalib_ray.config.search import SearchConfig
 from precalib_ray.core import pretraining
 from precalib_ray.data import parquet
 from precalib_ray.data.dataset import Split
-from precalib_ray.errors import ClusterError, ConfigError, Problem, TrackingError
+from precalib_ray.errors import ClusterError, ConfigError, DivergedError, Problem, TrackingError
 from precalib_ray.registry import tracking
 from precalib_ray.report import figures
 from precalib_ray.report import search as search_figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import complete, tracked, unsent
+from precalib_ray.service.job import complete, tracked
 from precalib_ray.service.pretrain import Pretrained, pretrain
 from precalib_ray.service.study import FAILED, FINISHED, RUNNING, STOPPED, Record, Study
 from precalib_ray.service.terminal import Display, console, stage, table
@@ -49,14 +49,15 @@ def search(config: SearchConfig) -> Study:
     shared = _shared(config)
     identity = Identity(config, name=config.name, storage=config.storage)
     with identity.lease():
-        if identity.result is not None and (config.tracking.offline or not unsent(identity)):
+        if identity.result is not None and (config.tracking.offline or identity.told):
             study = Study(config, identity)
             console.print(f"{config.name} has finished before; nothing is done again.")
         else:
-            with tracked(config, identity, phase=PHASE) as run, _Children(run, config) as children:
-                study = Study(config, identity, on_end=children.put)
-                if study.num_left:
-                    _run_trials(config, study, shared, identity)
+            with tracked(config, identity, phase=PHASE) as run:
+                with _Children(run, config) as children:
+                    study = Study(config, identity, on_end=children.put)
+                    if study.num_left:
+                        _run_trials(config, study, shared, identity)
                 best = study.best()
                 if best:
                     identity.folder.write(BEST_FILE, _best_yaml(config, best[0]))
@@ -192,13 +193,15 @@ class _Children:
         self._run, self._config = run, config
         self._queue: queue.Queue[Record | None] = queue.Queue()
         self._known: dict[str, tuple[str, str]] | None = None
+        self._dropped = False
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> _Children:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._dropped = kind is not None  # interrupted: the next submission logs them
         self._queue.put(None)
         self._thread.join()
 
@@ -220,7 +223,7 @@ class _Children:
     def _work(self) -> None:
         away = False
         while (record := self._queue.get()) is not None:
-            if away:
+            if away or self._dropped:
                 continue
             try:
                 self.log([record])
@@ -394,12 +397,19 @@ def _steady(config: SearchConfig, study: Study) -> tuple[list[PretrainConfig], l
         tried.append((jobs, done))
         for job in jobs:
             console.rule(f"the recipe of trial {record['key']} with seed {job.seed}", align="left")
-            done.append(pretrain(_offline(job)))
+            try:
+                done.append(pretrain(_offline(job)))
+            except DivergedError as error:
+                console.print(str(error), style="yellow")
+                tried.pop()
+                break
             reason = done[-1].outcome["progress"]["stop_reason"]
             if job.duration.until_deviation and reason != "until_deviation":
                 break
         else:
             return jobs, done
+    if not tried:
+        raise DivergedError("every recipe diverged with another seed; see above")
     console.print("no recipe reached its target with every seed; the best is taken", style="yellow")
     jobs, done = tried[0]
     done += [pretrain(_offline(job)) for job in jobs[len(done) :]]

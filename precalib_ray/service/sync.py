@@ -31,7 +31,7 @@ def sync(config: SyncConfig) -> str | None:
         raise ConfigError([Problem("name", config.name, f"no run of {config.storage} has it")])
     settings = record["settings"] | {"storage": config.storage}
     if config.tracking is not None:
-        settings["tracking"] = config.tracking.model_dump()
+        settings["tracking"] = settings["tracking"] | config.tracking.model_dump(exclude_unset=True)
     cls, finish = _PHASES[record["phase"]]
     job = base.validate(cls, {**record["config"], **settings})
     if job.tracking.offline:
@@ -48,6 +48,8 @@ def sync(config: SyncConfig) -> str | None:
                 status = "FINISHED"
         finally:
             sent = run.end(status, wait_s=job.tracking.max_wait)
+        if sent and status == "FINISHED":
+            identity.update(told=True)
         if not sent:
             raise TrackingError(f"MLflow does not take what is kept: {run.last_error}")
     console.print(f"{job.name}: MLflow has everything ({status.lower()})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from precalib_ray.registry import lineage, loading, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
 from precalib_ray.service.identity import Identity
-from precalib_ray.service.job import Told, complete, log_files, run_workers, tracked, unsent
+from precalib_ray.service.job import (
+    Told,
+    complete,
+    log_data,
+    log_files,
+    run_workers,
+    tracked,
+)
 from precalib_ray.service.terminal import console, table
 
 METRICS = ("accuracy", "mean_confidence", "overconfidence", "ece", "nll", "brier")
@@ -34,8 +41,6 @@ class Trained:
     outcome: dict[str, Any]
     start_uri: str | None = None
     """Where the weights were from, if from a registry or a folder."""
-    logged: bool = False
-    """Whether MLflow has it."""
 
 
 PHASE = "train"
@@ -48,8 +53,31 @@ def train(config: TrainConfig) -> Trained:
         PrecalibError: see its families.
     """
     splits = _read(config)
-    start, start_uri = _start(config)
-    spec, info = start["spec"], splits["train"].info
+    identity = Identity(config, name=config.name, storage=config.storage)
+    with identity.lease():
+        trained = _result(identity)
+        if trained and (config.tracking.offline or identity.told):
+            console.print(f"{config.name} has finished before; nothing is done again.")
+        else:
+            start, start_uri = None, None
+            if trained is None:
+                # An alias may have moved since an earlier submission began.
+                start, start_uri = _start(config, identity.record.get("start_uri"))
+                _check(config, start["spec"], splits)
+            with tracked(config, identity, phase=PHASE) as run:
+                if start is not None:
+                    identity.update(start_uri=start_uri)
+                    trained = _train(config, start, splits, run, identity)
+                assert trained is not None, "by now"
+                if run is not None:
+                    log(config, trained, run, identity)
+        _show(config, trained)
+    return trained
+
+
+def _check(config: TrainConfig, spec: Mapping[str, Any], splits: Mapping[str, Split]) -> None:
+    """Refuse what model and data tell is wrong; raises ConfigError or DataError."""
+    info = splits["train"].info
     if spec["num_classes"] != info.num_classes:
         allowed = f"the data set {config.data.path} has {info.num_classes} classes"
         raise ConfigError([Problem("start: num_classes", spec["num_classes"], allowed)])
@@ -61,24 +89,6 @@ def train(config: TrainConfig) -> Trained:
     if len(splits["train"].labels) < config.scaling.num_workers:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
     preflight.to_shape(splits["train"], tuple(spec["input_shape"]), config.data.path, limit=2)
-    identity = Identity(config, name=config.name, storage=config.storage)
-    with identity.lease():
-        trained = _result(identity)
-        told = config.tracking.offline or (trained and trained.logged and not unsent(identity))
-        if trained and told:
-            console.print(f"{config.name} has finished before; nothing is done again.")
-        else:
-            with tracked(config, identity, phase=PHASE) as run:
-                if trained is None:
-                    if "start_uri" not in identity.record:  # an alias may have moved since
-                        identity.update(start_uri=start_uri)
-                    trained = _train(config, start, splits, run)
-                    trained = replace(trained, start_uri=identity.record["start_uri"])
-                    _keep(identity, trained)
-                if run is not None:
-                    log(config, trained, run, identity)
-        _show(config, trained)
-    return trained
 
 
 def log(config: TrainConfig, trained: Trained, run: tracking.Run, identity: Identity) -> None:
@@ -88,7 +98,6 @@ def log(config: TrainConfig, trained: Trained, run: tracking.Run, identity: Iden
         TrackingError: the server is away, or refused.
     """
     complete(run, config, identity, lambda: _log(config, trained, run))
-    _keep(identity, replace(trained, logged=True))
 
 
 def sync(config: TrainConfig, identity: Identity, run: tracking.Run) -> None:
@@ -100,11 +109,11 @@ def sync(config: TrainConfig, identity: Identity, run: tracking.Run) -> None:
 
 def _result(identity: Identity) -> Trained | None:
     kept = identity.result
-    return Trained(**{**kept, "checkpoint": Path(kept["checkpoint"])}) if kept else None
-
-
-def _keep(identity: Identity, trained: Trained) -> None:
-    identity.update(result={**asdict(trained), "checkpoint": str(trained.checkpoint)})
+    if kept is None:
+        return None
+    return Trained(
+        identity.checkpoint(kept["checkpoint"]), kept["outcome"], identity.record["start_uri"]
+    )
 
 
 def _read(config: TrainConfig) -> dict[str, Split]:
@@ -122,16 +131,16 @@ def _read(config: TrainConfig) -> dict[str, Split]:
     return splits
 
 
-def _start(config: TrainConfig) -> tuple[dict[str, Any], str | None]:
+def _start(config: TrainConfig, known: str | None) -> tuple[dict[str, Any], str | None]:
     """Model spec, weights and whether to zero the last layer, as ``DataTraining`` takes them; and
-    where the weights are from.
+    where the weights are from, which of a registry is ``known`` if the run has begun before.
     """
     start = config.start
     if isinstance(start, FromRegistry | FromCheckpoint):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             if isinstance(start, FromRegistry):
-                uri = loading.pull(start.uri, directory, tracking_uri=config.tracking.uri)
+                uri = loading.pull(known or start.uri, directory, tracking_uri=config.tracking.uri)
                 console.print(f"starting from {uri}")
             else:
                 directory, uri = Path(start.path), start.path
@@ -147,6 +156,7 @@ def _train(
     start: Mapping[str, Any],
     splits: Mapping[str, Split],
     run: tracking.Run | None,
+    identity: Identity,
 ) -> Trained:
     batch_size = min(config.batch_size, len(splits["train"].labels))
     unknown = None
@@ -163,7 +173,10 @@ def _train(
         keep=2,
         tell=_tell,
     )
-    return Trained(fitted.checkpoint, fitted.outcome)
+    identity.update(result={"checkpoint": fitted.checkpoint, "outcome": fitted.outcome})
+    return Trained(
+        identity.checkpoint(fitted.checkpoint), fitted.outcome, identity.record["start_uri"]
+    )
 
 
 def _tell(epoch: Mapping[str, Any]) -> Told:
@@ -184,7 +197,7 @@ def _log(config: TrainConfig, trained: Trained, run: tracking.Run) -> None:
     if trained.start_uri is not None:
         tags["precalib.start_uri"] = trained.start_uri
     splits = ("train", *(name for name in ("val", "test") if name in outcome))
-    data = lineage.log_data(run, [lineage.Used(config.data.path, name, name) for name in splits])
+    data = log_data(run, [lineage.Used(config.data.path, name, name) for name in splits])
     tags |= {f"precalib.data_sha256.{use.split}": digest for use, digest in data.items()}
     run.set_tags(tags)
     log_files(run, config, figures.training(outcome, title=config.name), "training")

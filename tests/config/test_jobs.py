@@ -183,6 +183,18 @@ BAD = {
         {"probes": {"data": {"pink": {"path": "d"}}}}, "probes.data.pink", "pink",
         "is the name of a noise probe too", "",
     ),
+    "a probe that MLflow could not name": (
+        {"probes": {"data": {"a+b": {"path": "d"}}}}, "probes.data.a+b", "a+b",
+        "may hold letters, digits", "",
+    ),
+    "keys in storage": (
+        {"storage": "s3://KEY:SECRET@bucket/runs"}, "storage", "(not shown)",
+        "must hold no user, password or key", "",
+    ),
+    "a password in a query": (
+        {"tracking": {"uri": "postgresql://h/d?user=u&password=p"}}, "tracking.uri",
+        "(not shown)", "must hold no user, password or key", "",
+    ),
     "name": ({"name": "a/b"}, "name", "a/b", "should match pattern", ""),
     "trainable": ({"trainable": "haed"}, "trainable", "haed", "must be one of all, head", "head"),
 }  # fmt: skip

@@ -21,7 +21,9 @@ SPEC = {
 @pytest.mark.parametrize("num_classes", [2, 37])
 def test_the_trunk_stays_and_the_head_is_at_chance(num_classes: int) -> None:
     model = models.build(SPEC, seed=1)
+    drawn = torch.get_rng_state()
     renewed = renewal.renew_head(model, SPEC, num_classes)
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's draws go on
     assert renewed.spec == {**SPEC, "num_classes": num_classes}
     before, after = model.state_dict(), renewed.model.state_dict()
     for name in before:

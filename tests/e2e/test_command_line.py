@@ -131,6 +131,6 @@ def test_an_mlflow_that_never_answers_is_given_up(silent_server: str) -> None:
 
 
 def test_a_password_in_a_config_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match=r"tracking.uri: .*no user or password") as error:
+    with pytest.raises(ConfigError, match=r"tracking.uri: .*no user, password or key") as error:
         base.load(jobs.PretrainConfig, MLP, ["tracking.uri=http://bob:secret@127.0.0.1:1"])
     assert "secret" not in str(error.value)

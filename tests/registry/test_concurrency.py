@@ -32,7 +32,7 @@ start = threading.Barrier(len(runs))
 def publish(run_id):
     run = tracking.Run(uri=uri, experiment="many", name="r", tags={}, run_id=run_id)
     start.wait(300)
-    found = publishing.publish(run, Path(folder), name=name, tags={}, description="")
+    found = publishing.publish(run, Path(folder), name=name, tags={})
     return run_id, found
 
 with ThreadPoolExecutor(len(runs)) as pool:

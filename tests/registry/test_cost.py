@@ -57,7 +57,7 @@ def test_publishing_costs_little_more_than_its_bytes(tmp_path: Path) -> None:
                 run.client.log_artifacts(run.run_id, str(path), "same")
 
             def publish(run: tracking.Run = run) -> None:
-                publishing.publish(run, directory, name="m", tags={}, description="")
+                publishing.publish(run, directory, name="m", tags={})
 
             for name, action in (("export", export), ("bytes", send), ("publish", publish)):
                 found[name].append(seconds(action))

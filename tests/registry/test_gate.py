@@ -40,7 +40,7 @@ def version(store: str, name: str, folder: Path, *, head: float, **tags: str) ->
         models.find_head(model, SPEC["num_classes"])[1].bias.zero_()  # type: ignore[union-attr]
     directory = checkpoint.save(folder / f"{head}", model=model, spec=SPEC, metrics={"head": head})
     run = tracking.Run(uri=store, experiment="gate", name="r", tags={})
-    found = publishing.publish(run, directory, name=name, tags=tags, description="")
+    found = publishing.publish(run, directory, name=name, tags=tags)
     run.end("FINISHED")
     return found
 
@@ -150,6 +150,13 @@ def test_a_version_that_is_gone_is_not_gone_back_to(tmp_path: Path) -> None:
     assert gate.rollback() == (versions[2], versions[0])
     client.set_registered_model_alias(name, CHAMPION, versions[2])  # by hand
     assert gate.rollback() == (versions[2], versions[0])
+
+    # A champion that was found to be bad, and deleted: the alias goes with it.
+    gate.promote(versions[2], tolerance=0.005, panel_of=panel_of)
+    client.delete_model_version(name, versions[2])
+    assert gate.champion() is None
+    assert gate.rollback() == (None, versions[0])
+    assert gate.champion() == versions[0]
 
 
 def test_confidence_that_is_not_a_number_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ def test_data_sets_are_inputs_of_a_run_once(tmp_path: Path) -> None:
     inputs = run.client.get_run(run.run_id).inputs.dataset_inputs
     found = {i.dataset.name: (i.dataset.digest, i.tags[0].value) for i in inputs}
     assert len(inputs) == 2
+    gone = lineage.Used(str(tmp_path / "gone@2"), "train", "noise")
+    assert gone.name == "gone_2-train"
+    assert gone not in lineage.log_data(run, [*used, gone])
     for use in used:
         sha = parquet.fingerprint(parquet.split_path(Path(use.path), use.split))
         assert digests[use] == sha
@@ -36,10 +39,10 @@ def test_publishing_that_ended_half_way_goes_on(tmp_path: Path) -> None:
     )
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = tracking.Run(uri=store, experiment="e", name="r", tags={})
+    tracking.set_global_uri(store)
     publishing._log(run, directory, trust_code=False)  # the first half, and the process is killed
-    versions = [
-        publishing.publish(run, directory, name="m", tags={}, description="") for _ in range(2)
-    ]
+    tracking.set_global_uri(f"sqlite:///{tmp_path / 'another.db'}")  # as in a new process
+    versions = [publishing.publish(run, directory, name="m", tags={}) for _ in range(2)]
     assert versions == ["1", "1"]
     experiment = run.client.get_run(run.run_id).info.experiment_id
     assert len(run.client.search_logged_models([experiment])) == 1

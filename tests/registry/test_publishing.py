@@ -38,11 +38,8 @@ def test_a_version_predicts_with_mlflow_alone_and_trains_with_us(
     for _ in range(2):
         run = tracking.Run(uri=store, experiment="e", name="r", tags={})
         for _ in range(2):  # published twice, a run has one version all the same
-            versions.append(
-                publishing.publish(
-                    run, directory, name=name, tags={"t": 1}, description="what it is"
-                )
-            )
+            versions.append(publishing.publish(run, directory, name=name, tags={"t": 1}))
+            publishing.describe(run, name, versions[-1], description="what it is", card="<p>")
     assert versions == ["1", "1", "2", "2"]
     newest = run.client.get_model_version_by_alias(name, "candidate")
     assert str(newest.version) == "2"
@@ -74,6 +71,4 @@ def test_what_cannot_be_exported_is_told_and_its_checkpoint_kept(tmp_path: Path)
     directory = checkpoint.save(tmp_path / "checkpoint", model=model, spec=spec, metrics={})
     run = tracking.Run(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="e", name="r", tags={})
     with pytest.raises(TrackingError, match=r"could not be registered: .*checkpoint is whole"):
-        publishing.publish(
-            run, directory, name="branches", tags={}, description="", trust_code=True
-        )
+        publishing.publish(run, directory, name="branches", tags={}, trust_code=True)

@@ -51,6 +51,8 @@ def test_redact_leaves_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     told = redact("postgresql://bob:secret@host:5432/db of models:/NAME@champion: p@ssword p%40ss")
     assert told == "postgresql://***@host:5432/db of models:/NAME@champion: *** p%40ss"
     assert redact("https://token@host/a@b") == "https://***@host/a@b"
+    told = redact("postgresql://host/db?user=u&password=s3cret&sslmode=require (away)")
+    assert told == "postgresql://host/db?user=u&password=***&sslmode=require (away)"
 
 
 def test_logs_are_redacted(
@@ -112,7 +114,7 @@ def test_planted_secrets_are_in_nothing_that_is_written(
     written.append(told)
     code, told = job(tmp_path, "register", "path=run", f"tracking.uri={server}")
     assert code == 2
-    assert "must hold no user or password" in told
+    assert "must hold no user, password or key" in told
     written.append(told)
 
     client = MlflowClient(tracking_uri=postgres_server.uri)

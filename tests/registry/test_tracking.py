@@ -134,3 +134,34 @@ def test_children_are_known_by_a_tag_with_their_status(tmp_path: Path) -> None:
     assert parent.children("key") == {
         "ended": (ended.run_id, "FAILED"), "begun": (begun.run_id, "RUNNING")
     }  # fmt: skip
+
+
+def test_a_run_that_was_deleted_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In MLflow's pages, between submissions and in the middle; metrics are kept, not refused."""
+    monkeypatch.setattr(tracking, "_RETRY_AFTER_S", 0.1)
+    store, spool = f"sqlite:///{tmp_path / 'mlflow.db'}", Folder.at(str(tmp_path / "spool"))
+    start = {"uri": store, "experiment": "e", "name": "r", "tags": {}}
+    run = tracking.Run(**start, spool=spool)
+    run.log_metrics({"loss": 3.0}, step=1)
+    assert run.flush()
+    run.client.delete_run(run.run_id)
+    run.log_metrics({"loss": 2.0}, step=2)
+    assert not run.end("FINISHED")
+    assert "active" in run.last_error
+
+    again = tracking.Run(**start, run_id=run.run_id, spool=spool)
+    assert again.run_id != run.run_id
+    assert again.end("FINISHED")
+    assert history(again.client, again.run_id) == [(2, 2.0)]
+
+
+def test_the_registry_is_where_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path / 'another.db'}")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run = tracking.Run(uri=store, experiment="e", name="r", tags={})
+    run.client.create_registered_model("m")
+    assert [m.name for m in tracking.client_of(store).search_registered_models()] == ["m"]
+    with pytest.raises(TrackingError, match="m/1"):
+        loading.pull("models:/m/1", tmp_path / "x", tracking_uri=store)

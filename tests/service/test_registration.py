@@ -9,7 +9,8 @@ import pytest
 from precalib_ray.config import base
 from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.data import convert
-from precalib_ray.service import registration
+from precalib_ray.registry import tracking
+from precalib_ray.service import job, registration
 
 
 def test_data_that_is_gone_is_told_and_left_out(
@@ -26,7 +27,9 @@ def test_data_that_is_gone_is_told_and_left_out(
             "probes": {"data": {"digits": {"path": str(tmp_path / "digits"), "split": "test"}}},
         },
     )
+    run = tracking.Run(uri=f"sqlite:///{tmp_path / 'm.db'}", experiment="e", name="r", tags={})
     used = registration._data(config)
     assert [use.name for use in used] == ["digits-test", "gone-train"]
-    assert registration._there(used) == used[:1]
-    assert "is not there: registered without its digest" in capsys.readouterr().out
+    assert set(job.log_data(run, used)) == set(used[:1])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "gone has no train any more: logged without its digest" in told
