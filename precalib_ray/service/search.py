@@ -321,7 +321,7 @@ def _show(config: SearchConfig, study: Study) -> None:
         [
             place,
             "" if record["reference"] else record["key"],
-            f"{record['deviation']:.4f}",
+            f"{max(0.0, record['deviation']):.4f}",  # rounding can leave it below
             f"{record['samples']:,}",
             f"{record['compute_seconds']:.1f}",
         ]
