@@ -27,7 +27,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 @pytest.mark.xfail(
-    reason="2.7 s against 1.65 s on two cores over loopback: export 0.85 and the bytes 0.5, but also "
+    reason="2.7 s against 1.65 s on two cores, over loopback: export 0.85, the bytes 0.5, but also "
     "MLflow's check that the export loads, 0.6, thirty requests, 0.4, and reading the checkpoint, "
     "0.3. The check is worth its time; the rest is lost in any real network."
 )
