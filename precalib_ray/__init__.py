@@ -33,7 +33,10 @@ def load_pretrained(
         TrackingError: the registry does not have it, or cannot be reached.
         CheckpointError: it is damaged, made by code that is not trusted, or cannot have so many
             classes.
+        ValueError: ``num_classes`` is no number of classes.
     """
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
+        raise ValueError(f"num_classes: {num_classes!r}: must be an integer, 2 or more")
     from precalib_ray.core.checkpoint import load_model, read_description
     from precalib_ray.core.renewal import renew_head
 

@@ -181,11 +181,15 @@ class Tracking(Server):
     )
 
 
+TOLERANCE = 0.005
+"""What the gate lets through unless it is told otherwise."""
+
+
 class Promotion(Strict):
     """What the gate lets through, measured on the job's own probes."""
 
     tolerance: float = Field(
-        0.005, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+        TOLERANCE, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
     )
 
 
@@ -461,10 +465,13 @@ class PromoteConfig(Strict):
 
     name: str = Field(pattern=_NAME, description="registered model")
     version: str = Field(
-        "candidate", pattern=r"^[\w.-]+$", description="the version, by number or alias"
+        "candidate",
+        pattern=r"^[\w.-]+$",
+        coerce_numbers_to_str=True,  # as a command line's version=3 comes
+        description="the version, by number or alias",
     )
     tolerance: float = Field(
-        0.005, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+        TOLERANCE, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
     )
     probes: Panel = Field(Panel(), description="what it is measured on")
     rollback: bool = Field(False, description="go back to the champion before, unmeasured")

@@ -269,7 +269,7 @@ class Gate:
         except PrecalibError:
             raise
         except Exception as error:  # stores and drivers fail in ways of their own
-            raise TrackingError(f"the champion of {self.name}: {one_line(error)}") from None
+            raise TrackingError(f"models:/{self.name}: {one_line(error)}") from None
 
 
 def _who() -> str:

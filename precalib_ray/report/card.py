@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from precalib_ray.config.jobs import TOLERANCE
 from precalib_ray.report import snippets
 
 MAX_DESCRIPTION = 5000
@@ -84,6 +85,8 @@ def write(
         "before": before["deviation"],
         "after": after["deviation"],
         "worst": after["worst"],
+        "tolerance": TOLERANCE,
+        "far": after["deviation"] > TOLERANCE,
         "rows": rows,
         "num_rows": len(rows),
         "largest": max(1e-9, *(max(row["before"], row["after"]) for row in rows)),

@@ -112,11 +112,12 @@ class Identity:
             )
 
 
-def open_folder(storage: str, name: str) -> Folder:
+def open_folder(storage: str, name: str, *, make: bool = True) -> Folder:
     """The folder of a run; raises ConfigError if storage cannot be written."""
     try:
         folder = Folder.at(storage_path(storage)) / name
-        folder.make()
+        if make:
+            folder.make()
     except (OSError, ValueError) as error:
         raise ConfigError([Problem("storage", storage, f"cannot be written: {error}")]) from None
     return folder

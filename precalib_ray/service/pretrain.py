@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from precalib_ray.cluster import worker
-from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config.jobs import TOLERANCE, PretrainConfig
 from precalib_ray.core import pretraining
+from precalib_ray.errors import TrackingError
 from precalib_ray.registry import publishing, tracking
 from precalib_ray.service import preflight, registration
 from precalib_ray.service.identity import Identity
@@ -60,7 +61,11 @@ def pretrain(config: PretrainConfig) -> Pretrained:
             with tracked(config, identity, phase=PHASE) as run:
                 result = result or _train(config, images, statistics, run, identity)
                 if run is not None:
-                    result = register(config, result, run, identity)
+                    try:
+                        result = register(config, result, run, identity)
+                    except TrackingError:
+                        _show(config, result)  # which is made, and kept
+                        raise
         _show(config, result)
         if config.promote is not None and result.model_uri is not None:
             panel = pretraining.panel(plain["probes"], shape, images=images, statistics=statistics)
@@ -161,6 +166,12 @@ def _show(config: PretrainConfig, result: Pretrained) -> None:
         console.print(
             f"duration.until_deviation={config.duration.until_deviation:g} was not reached",
             style="bold red",
+        )
+    if outcome["after"]["deviation"] > TOLERANCE:
+        console.print(
+            f"deviation {outcome['after']['deviation']:.4f} is above {TOLERANCE:g}: the gate would "
+            "refuse it by default",
+            style="yellow",
         )
     console.print(f"checkpoint: {result.checkpoint}")
     if model_uri:

@@ -26,9 +26,12 @@ def sync(config: SyncConfig) -> str | None:
     Raises:
         PrecalibError: see its families.
     """
-    record = read_record(open_folder(config.storage, config.name), config.storage)
+    folder = open_folder(config.storage, config.name, make=False)
+    record = read_record(folder, config.storage)
     if record.get("phase") not in _PHASES:
-        raise ConfigError([Problem("name", config.name, f"no run of {config.storage} has it")])
+        raise ConfigError(
+            [Problem("name", config.name, f"there is no such run in {config.storage}")]
+        )
     settings = record["settings"] | {"storage": config.storage}
     if config.tracking is not None:
         settings["tracking"] = settings["tracking"] | config.tracking.model_dump(exclude_unset=True)

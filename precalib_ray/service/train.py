@@ -14,7 +14,7 @@ from precalib_ray.core import checkpoint
 from precalib_ray.data import parquet
 from precalib_ray.data.dataset import Split
 from precalib_ray.data.embedded import photo_patches
-from precalib_ray.errors import ConfigError, DataError, Problem
+from precalib_ray.errors import ConfigError, DataError, Problem, TrackingError
 from precalib_ray.registry import lineage, loading, tracking
 from precalib_ray.report import figures
 from precalib_ray.service import preflight
@@ -70,7 +70,11 @@ def train(config: TrainConfig) -> Trained:
                     trained = _train(config, start, splits, run, identity)
                 assert trained is not None, "by now"
                 if run is not None:
-                    log(config, trained, run, identity)
+                    try:
+                        log(config, trained, run, identity)
+                    except TrackingError:
+                        _show(config, trained)  # which is made, and kept
+                        raise
         _show(config, trained)
     return trained
 

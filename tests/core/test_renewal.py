@@ -62,6 +62,14 @@ def test_a_network_that_cannot_be_brought_to_chance_is_told() -> None:
         renewal.renew_head(model, SPEC, 3)
 
 
+@pytest.mark.parametrize("num_classes", [0, 1, -3, 2.0, "4"])
+def test_what_is_no_number_of_classes_is_refused_before_anything_is_fetched(
+    num_classes: object,
+) -> None:
+    with pytest.raises(ValueError, match="must be an integer, 2 or more"):
+        precalib_ray.load_pretrained("models:/m/1", num_classes=num_classes)  # type: ignore[arg-type]
+
+
 def test_load_pretrained_takes_another_number_of_classes(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoint"
     checkpoint.save(directory, model=models.build(SPEC, seed=1), spec=SPEC, metrics={})

@@ -13,6 +13,7 @@ import pytest
 
 from precalib_ray.config import base, jobs
 from precalib_ray.errors import ConfigError
+from precalib_ray.service.sync import sync
 from tests.e2e.conftest import CLASSES, REPOSITORY, Finished
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -37,6 +38,17 @@ def test_the_published_recipe_is_the_published_one() -> None:
     assert config.duration.samples == 5 * 50_000
     assert (config.optimizer.kind, config.optimizer.lr) == ("sgd", 0.1)
     assert config.optimizer.momentum == 0.9  # type: ignore[union-attr]
+
+
+def test_a_version_is_given_by_number() -> None:
+    config = base.load(jobs.PromoteConfig, None, ["name=m", "version=3"])
+    assert config.version == "3"
+
+
+def test_a_run_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such run in"):
+        sync(jobs.SyncConfig(name="nope", storage=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -166,5 +166,5 @@ def test_confidence_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     nothing = Panel([Probe("nan", torch.full((4, 1, 6, 6), float("nan")))])
     with pytest.raises(GateError, match="its confidence is not a number"):
         gate.promote(number, tolerance=0.9, panel_of=lambda spec: nothing)
-    with pytest.raises(TrackingError, match="the champion of unknown"):
+    with pytest.raises(TrackingError, match="models:/unknown: "):
         Gate("unknown", tracking_uri=store)

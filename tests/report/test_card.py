@@ -106,3 +106,12 @@ def test_a_checkpoint_of_unknown_origin_has_a_card() -> None:
         assert "does not say how it was made" in text
         assert "0.6543" in text
         assert "6,400" not in text
+        assert "untrained network of this kind" in text
+
+
+def test_a_network_that_is_far_from_chance_is_not_called_at_chance() -> None:
+    far = write(["pink"], after=measured(0.29, ["pink"]))
+    near = write(["pink"])
+    for text in (far.markdown, far.html):
+        assert "above 0.005, the most that the gate lets through by default" in text
+    assert "lets through" not in near.markdown + near.html
