@@ -148,8 +148,9 @@ def test_a_run_that_was_deleted_is_begun_anew(
     assert run.flush()
     run.client.delete_run(run.run_id)
     run.log_metrics({"loss": 2.0}, step=2)
-    assert not run.end("FINISHED")
+    assert not run.flush()
     assert "active" in run.last_error
+    assert not run.end("FINISHED")
 
     again = tracking.Run(**start, run_id=run.run_id, spool=spool)
     assert again.run_id != run.run_id
@@ -162,6 +163,7 @@ def test_the_registry_is_where_the_run_is(tmp_path: Path, monkeypatch: pytest.Mo
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = tracking.Run(uri=store, experiment="e", name="r", tags={})
     run.client.create_registered_model("m")
-    assert [m.name for m in tracking.client_of(store).search_registered_models()] == ["m"]
+    there = MlflowClient(tracking_uri=store, registry_uri=store)
+    assert [m.name for m in there.search_registered_models()] == ["m"]
     with pytest.raises(TrackingError, match="m/1"):
         loading.pull("models:/m/1", tmp_path / "x", tracking_uri=store)
