@@ -205,20 +205,25 @@ NOT_IDENTITY = {
 """Fields of a job that say where and on what it runs, not what it is."""
 
 
-class Named(Strict):
-    """What every job that can be submitted again has."""
+class Stored(Strict):
+    """Where a run is."""
 
     name: str = Field(pattern=_NAME, description="the run's name, a folder under storage")
     storage: str = Field(
         "runs", min_length=1, description="where checkpoints go; all nodes share it"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    tracking: Tracking = Field(Tracking(), description="where MLflow is")
 
     @model_validator(mode="after")
     def _storage_without_secrets(self) -> Self:
         _refuse_secrets("storage", self.storage)
         return self
+
+
+class Named(Stored):
+    """What every job that can be submitted again has."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    tracking: Tracking = Field(Tracking(), description="where MLflow is")
 
 
 class Job(Named):
@@ -494,19 +499,12 @@ class RegisterConfig(Strict):
         return self
 
 
-class SyncConfig(Strict):
+class SyncConfig(Stored):
     """Sending of what MLflow did not take of a run that has ended."""
 
-    name: str = Field(pattern=_NAME, description="the run's name, a folder under storage")
-    storage: str = Field("runs", min_length=1, description="where the run's folder is")
     tracking: Tracking | None = Field(
         None, description="where MLflow is; null: as the run was submitted"
     )
-
-    @model_validator(mode="after")
-    def _storage_without_secrets(self) -> Self:
-        _refuse_secrets("storage", self.storage)
-        return self
 
 
 class BenchmarkConfig(Strict):

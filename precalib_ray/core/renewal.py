@@ -8,7 +8,6 @@ halving alone leaves the directions in which inputs differ as they were drawn.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +47,6 @@ class Renewed:
     fresh: PanelResult
     """With the new layer as its library initializes it."""
     after: PanelResult
-    progress: Progress
-    seconds: float
-    """All together."""
 
 
 def target_deviation(num_classes: int) -> float:
@@ -73,7 +69,6 @@ def renew_head(
         CheckpointError: the architecture has other layers that depend on K, or its outputs are not
             numbers.
     """
-    started = time.perf_counter()
     new_spec = {**spec, "num_classes": num_classes}
     renewed = models.build(new_spec, seed=mix(seed, INITIALIZATION))
     try:
@@ -142,7 +137,7 @@ def renew_head(
         return {"deviation": found.deviation, "num_forwards": found.num_forwards}
 
     with torch.random.fork_rng(devices=[]):  # steps seed dropout; the caller's draws go on
-        progress = run(
+        run(
             engine,
             stream.batch,
             batch_size=BATCH_SIZE,
@@ -155,6 +150,4 @@ def renew_head(
         layer.load_state_dict(halved)
         result = at_start
     renewed.requires_grad_(True)
-    return Renewed(
-        renewed.train(), new_spec, fresh, result, progress, time.perf_counter() - started
-    )
+    return Renewed(renewed.train(), new_spec, fresh, result)

@@ -196,8 +196,9 @@ class Gate:
             TrackingError: the server refused.
         """
         current = self.champion()  # none if its version was deleted: the alias goes with it
-        earlier = self._stack()
-        while earlier and (earlier[-1] == current or not self._exists(earlier[-1])):
+        there = self._versions()
+        earlier = [v for v in self._stack() if v in there]
+        while earlier and earlier[-1] == current:
             earlier.pop()
         if not earlier:
             raise GateError(
@@ -224,10 +225,10 @@ class Gate:
             stack.append(event["to"])
         return stack
 
-    def _exists(self, version: str) -> bool:
+    def _versions(self) -> set[str]:
         with self._asking():
             found = self._client.search_model_versions(f"name='{self.name}'")
-        return any(str(v.version) == version for v in found)
+        return {str(v.version) for v in found}
 
     def _move(self, version: str) -> None:
         with self._asking():

@@ -58,8 +58,8 @@ def publish(
 
     Its description is to be given by ``describe``.
 
-    A key has one version of a name: published again, by many at once or after an
-    interruption half-way, it is returned.
+    A key has one version of a name: published again, by many at once or after an interruption
+    half-way, it is returned.
 
     Args:
         run: where the version is from.
@@ -126,18 +126,25 @@ class Known:
 
 
 def find_digest(uri: str, name: str, sha256: str) -> Known | None:
-    """The version that holds a checkpoint with a digest; raises TrackingError."""
+    """The version that holds a checkpoint with a digest; raises TrackingError.
+
+    ``candidate`` is pointed as ``publish`` does, which may have ended before it came to that.
+    """
     try:
         client = client_of(uri)
         found = versions.find(client, name, tag=versions.DIGEST_TAG, value=sha256)
         if not found:
             return None
-        version = client.get_model_version(name, found[0])
         versions.point_candidate(client, name)
     except Exception as error:
         raise TrackingError(f"{name} cannot be looked up: {one_line(error)}") from None
-    key = version.tags[versions.KEY_TAG]
-    return Known(found[0], version.run_id or "", key, bool(version.description))
+    (version, *_) = found
+    return Known(
+        str(version.version),
+        run_id=version.run_id or "",
+        key=version.tags[versions.KEY_TAG],
+        described=bool(version.description),
+    )
 
 
 def _registered(run: Run, name: str, key: str | None) -> str | None:
@@ -148,7 +155,7 @@ def _registered(run: Run, name: str, key: str | None) -> str | None:
             versions.point_candidate(run.client, name)
     except Exception as error:
         raise TrackingError(f"the model could not be registered: {one_line(error)}") from None
-    return found[0] if found else None
+    return str(found[0].version) if found else None
 
 
 def describe(run: Run, name: str, version: str, *, description: str, card: str) -> None:

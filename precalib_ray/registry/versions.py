@@ -26,10 +26,10 @@ MODEL_TAG = "precalib.logged_model"
 _TRIES = 40  # MLflow gives up by itself after three collisions with other publishers
 
 
-def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[str]:
+def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[ModelVersion]:
     """The versions with a tag, the first one first."""
     found = client.search_model_versions(f"name='{name}' and tags.`{tag}` = '{value}'")
-    return [str(number) for number in sorted(int(v.version) for v in found)]
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def create(
@@ -45,6 +45,7 @@ def create(
     """The version of a key, made if there is none; raises what MLflow raises."""
     with contextlib.suppress(MlflowException):  # it exists already
         client.create_registered_model(name)
+    own: ModelVersion | None = None
     for attempt in range(_TRIES):
         if find(client, name, tag=KEY_TAG, value=key):
             break
@@ -61,13 +62,13 @@ def create(
                 raise
             time.sleep(random.uniform(0.0, 0.5))
         else:
-            if find(client, name, tag=KEY_TAG, value=key)[0] != str(own.version):
-                client.delete_model_version(name, str(own.version))
             break
     kept = find(client, name, tag=KEY_TAG, value=key)[0]
-    if client.get_model_version(name, kept).tags[MODEL_TAG] != model_id:
+    if own is not None and str(own.version) != str(kept.version):
+        client.delete_model_version(name, str(own.version))
+    if kept.tags[MODEL_TAG] != model_id:
         client.delete_logged_model(model_id)
-    return kept
+    return str(kept.version)
 
 
 def point_candidate(client: MlflowClient, name: str) -> None:
@@ -86,7 +87,8 @@ def _newest(client: MlflowClient, name: str) -> str | None:
         f"name='{name}'", max_results=200, order_by=["version_number DESC"]
     )
     for version in versions:
-        number, key = str(version.version), version.tags.get(KEY_TAG)
-        if key is None or find(client, name, tag=KEY_TAG, value=key)[:1] == [number]:
-            return number
+        key = version.tags.get(KEY_TAG)
+        first = version if key is None else find(client, name, tag=KEY_TAG, value=key)[0]
+        if first.version == version.version:
+            return str(version.version)
     return None

@@ -6,11 +6,18 @@ safetensors and MLflow.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
-_DEFAULTS = {"depth": 3, "width": 256, "batch_norm": False, "small_stem": False}
+from precalib_ray.core.models import MLP
+
+_DEFAULTS = {"small_stem": False} | {
+    name: parameter.default
+    for name, parameter in inspect.signature(MLP).parameters.items()
+    if parameter.default is not parameter.empty
+}
 """What a spec may leave out, as ``models.build`` takes it."""
 
 PORT = 5001

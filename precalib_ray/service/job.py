@@ -122,11 +122,6 @@ def complete(run: tracking.Run, config: Named, identity: Identity, last: Callabl
             raise
 
 
-def unsent(identity: Identity) -> bool:
-    """Whether MLflow has not taken everything that the run has for it."""
-    return bool((identity.folder / SPOOL).names(".json"))
-
-
 def _away(config: Named, identity: Identity, reason: str) -> TrackingError:
     return TrackingError(
         f"MLflow does not take what {config.name} has made ({reason}).\n"
@@ -137,7 +132,7 @@ def _away(config: Named, identity: Identity, reason: str) -> TrackingError:
 
 
 def _tell_kept(identity: Identity) -> None:
-    if unsent(identity):
+    if (identity.folder / SPOOL).names(".json"):
         console.print(
             f"MLflow is away; what it did not take is kept in {identity.folder}/{SPOOL}",
             style="yellow",

@@ -54,10 +54,10 @@ def sync(config: SyncConfig) -> str | None:
                 status = "FINISHED"
         finally:
             sent = run.end(status, wait_s=job.tracking.max_wait)
-        if sent and status == "FINISHED":
-            identity.update(told=True)
         if not sent:
             raise TrackingError(f"MLflow does not take what is kept: {run.last_error}")
+        if status == "FINISHED":
+            identity.update(told=True)
     console.print(f"{job.name}: MLflow has everything ({status.lower()})")
     if version:
         console.print(f"registered: {version}")

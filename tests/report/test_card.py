@@ -90,10 +90,16 @@ def test_a_target_that_was_missed_is_told() -> None:
     assert "Stopped by the limit in samples" in written.markdown
 
 
-@pytest.mark.parametrize("num", [5, 40, 400])
-def test_a_description_is_as_long_as_mlflow_takes(num: int) -> None:
+@pytest.mark.parametrize(
+    ("num", "has"), [(5, "```yaml"), (15, "| probe-14 | batch |"), (400, "12 highest of 800")]
+)
+def test_a_description_is_as_long_as_mlflow_takes(num: int, has: str) -> None:
+    """First without the recipe, then without most of the table."""
     written = write([f"probe-{i}" for i in range(num)])
     assert len(written.markdown) <= card.MAX_DESCRIPTION
+    assert has in written.markdown
+    assert ("12 highest" in written.markdown) == (num == 400)
+    assert ("```yaml" in written.markdown) == (num == 5)
     assert written.markdown.rstrip().endswith("`0123456789abcdef`.")  # nothing was cut off
     assert "| probe-0 | running | 0.6543 | 0.0039 |" in written.markdown
     assert written.html.count("<td>running</td>") == num
