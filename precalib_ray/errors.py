@@ -64,6 +64,12 @@ class DivergedError(PrecalibError):
     exit_code = 5
 
 
+class InterruptedRunError(PrecalibError):
+    """A run was asked to end before its time, and has written a checkpoint to go on from."""
+
+    exit_code = 130
+
+
 class ClusterError(PrecalibError):
     """Ray cannot give what was asked for, or the job ran out of retries."""
 

@@ -295,6 +295,7 @@ def _in_trainer(job: Mapping[str, Any], shared: Mapping[str, Any], *, cpus: floa
             keep=1,
             local=False,
             on_record=on_record,
+            tell=logging.getLogger(__name__).warning,
         )
         result = _summary(job, fitted.outcome)
     except Exception as error:  # as in the actor

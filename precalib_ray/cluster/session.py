@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -14,6 +16,8 @@ from precalib_ray.errors import ClusterError
 _ENVIRONMENT = {
     # A run ends when its controller looks, by default every two seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A node that will be taken away has, on some clouds, half a minute left.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Said of every run by Ray 2.60: the variable only announces a new default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Trials have a record of their own; Tune would write three more of each.
@@ -47,6 +51,7 @@ def connect() -> Iterator[bool]:
     local = _started_here = not os.environ.get("RAY_ADDRESS")
     # Ray announces at every start that tokens guard the cluster; they do, and shall.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             logging_level=logging.WARNING,
@@ -56,6 +61,8 @@ def connect() -> Iterator[bool]:
     except (ConnectionError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "on this machine")
         raise ClusterError(f"no Ray cluster at {address}: {error}") from error
+    if threading.current_thread() is threading.main_thread():  # Ray has put its own in place
+        signal.signal(signal.SIGTERM, on_term)
     try:
         yield local
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -14,10 +16,18 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
 
+from precalib_ray.cluster.channel import Channel
 from precalib_ray.cluster.session import cpus_per_worker, require_resources
-from precalib_ray.errors import ClusterError, DivergedError, PrecalibError
+from precalib_ray.data.storage import Folder
+from precalib_ray.errors import CheckpointError, ClusterError, PrecalibError
+
+GRACE_S = 60.0
+"""How long an interrupted run may take to write a checkpoint."""
+
+_GOES_ON = "Submitted again, the job goes on from its last checkpoint"
+_NOTE = "checkpoint_manager_snapshot.json"
+"""Ray's, of which checkpoints there are."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,8 @@ def fit(
     keep: int,
     local: bool,
     on_record: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None],
+    may_save: Callable[[], bool] = lambda: True,
 ) -> Fitted:
     """Run ``worker`` on every rank, to the end.
 
@@ -47,9 +59,13 @@ def fit(
         keep: newest checkpoints kept on storage.
         local: whether the cluster has fixed resources, so that a job too large can be refused.
         on_record: called, in a thread of its own, with each record of rank 0.
+        tell: called, in any thread, with what a user should know at once.
+        may_save: whether a run that is interrupted may write a checkpoint. It is given ``GRACE_S``
+            seconds for it; a second interrupt ends it at once.
 
     Raises:
         DivergedError: the loss is not finite.
+        CheckpointError: one cannot be written, or those that there are cannot be read.
         ClusterError: workers were lost more often than ``scaling.max_failures`` allows, or can
             never start.
     """
@@ -59,46 +75,73 @@ def fit(
     needed = {"CPU": cpus * num_workers} | ({"GPU": float(num_workers)} if use_gpu else {})
     if local:
         require_resources(needed)
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={
-            "config": dict(config),
-            "shared": {name: ray.put(value) for name, value in shared.items()},
-            "queue": queue,
-            "cpus": cpus,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=config["name"],
-            storage_path=storage_path(config["storage"]),
-            failure_config=FailureConfig(max_failures=scaling["max_failures"]),
-            checkpoint_config=CheckpointConfig(num_to_keep=keep),
-        ),
-    )
+    channel = Channel()
+
+    def attempt() -> ray.train.Result:
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={
+                "config": dict(config),
+                "shared": references,
+                "mailbox": channel.mailbox,
+                "cpus": cpus,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=config["name"],
+                storage_path=storage_path(config["storage"]),
+                failure_config=FailureConfig(max_failures=scaling["max_failures"]),
+                checkpoint_config=CheckpointConfig(num_to_keep=keep),
+            ),
+        )
+        return trainer.fit()
+
+    def attempts() -> ray.train.Result:
+        """Ray replaces lost workers, but not its controller of the run."""
+        for _ in range(scaling["max_failures"]):
+            try:
+                return attempt()
+            except ray.exceptions.RayActorError:
+                tell("Ray's controller of the run was lost; going on with another")
+        return attempt()
+
+    def on_interrupt() -> bool:
+        if may_save():
+            tell("interrupted: a checkpoint is being written (once more to end at once)")
+            channel.ask_to_end()
+        return may_save()
+
+    references = {name: ray.put(value) for name, value in shared.items()}
+    _set_damaged_aside(config, tell)
     ended = threading.Event()
-    pump = threading.Thread(target=_pump, args=(queue, on_record, ended), daemon=True)
+    pump = threading.Thread(target=_pump, args=(channel, on_record, tell, ended), daemon=True)
     pump.start()
     try:
-        result = in_thread(trainer.fit)
-    except ray.train.TrainingFailedError as error:
+        result = in_thread(attempts, on_interrupt=on_interrupt)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise _cause(error) from error
     finally:
         ended.set()
         pump.join()
-        queue.shutdown(force=True)
+        channel.close()
     returned = result.return_value
-    if "diverged" in returned:
-        raise DivergedError(returned["diverged"])
+    if "error" in returned:
+        raise returned["error"]
     return Fitted(returned["outcome"], Path(result.checkpoint.path).name)
 
 
-def in_thread(work: Callable[[], Any]) -> Any:
-    """Run in a thread: in the main one Ray would take over Ctrl-C, and end the process its way."""
+def in_thread(work: Callable[[], Any], *, on_interrupt: Callable[[], bool] | None = None) -> Any:
+    """Run in a thread: in the main one Ray would take over Ctrl-C, and end the process its way.
+
+    Args:
+        work: what to run.
+        on_interrupt: called when this thread is interrupted; whether ``work`` is then given
+            ``GRACE_S`` seconds to end. It is interrupted all the same.
+    """
     outcome: Future[Any] = Future()
 
     def run() -> None:
@@ -108,7 +151,12 @@ def in_thread(work: Callable[[], Any]) -> Any:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return outcome.result()
+    try:
+        return outcome.result()
+    except KeyboardInterrupt:
+        if on_interrupt is not None and on_interrupt():
+            concurrent.futures.wait([outcome], GRACE_S)
+        raise
 
 
 def storage_path(storage: str) -> str:
@@ -116,27 +164,56 @@ def storage_path(storage: str) -> str:
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
+def _set_damaged_aside(config: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Rename Ray's note of a run's checkpoints if it cannot be read: it was being written when
+    storage was full, or the process was killed. Workers then look for checkpoints themselves.
+    """
+    folder = Folder.at(storage_path(config["storage"])) / config["name"]
+    text = folder.read(_NOTE)
+    try:
+        json.loads(text or "{}")
+    except ValueError:
+        folder.write(f"{_NOTE}.damaged", text or "")
+        folder.delete(_NOTE)
+        tell(f"{folder}/{_NOTE} is damaged and set aside")
+
+
 def _pump(
-    queue: Queue, on_record: Callable[[dict[str, Any]], None], ended: threading.Event
+    channel: Channel,
+    on_record: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None],
+    ended: threading.Event,
 ) -> None:
-    """Hand over records until the job has ended and the queue is empty."""
+    """Hand over records until the job has ended and there are no more."""
     while True:
         try:
-            record = queue.get(timeout=0.2)
-        except Empty:
-            if ended.is_set():
-                return
+            record = channel.take(0.2)
         except ray.exceptions.RayError:
             return
-        else:
-            try:
+        if record is None:
+            if ended.is_set():
+                return
+            continue
+        try:
+            if "told" in record:
+                tell(record["told"])
+            else:
                 on_record(record)
-            except Exception:  # what is shown and logged must not stop what is computed
-                logging.getLogger(__name__).exception("a progress record was lost")
+        except Exception:  # what is shown and logged must not stop what is computed
+            logging.getLogger(__name__).exception("a progress record was lost")
 
 
-def _cause(error: ray.train.TrainingFailedError) -> Exception:
+def _cause(error: Exception) -> Exception:
     """The user's mistake or lost machine behind a failed run; a defect of ours stays as it is."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return ClusterError(
+            "Ray's controller of the run was lost more often than scaling.max_failures allows. "
+            + _GOES_ON
+        )
+    if isinstance(error, ray.train.ControllerError) and isinstance(
+        error.controller_failure, OSError
+    ):
+        return CheckpointError(f"storage fails: {error.controller_failure}")
     failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
     lost = []
     for rank, failure in failures.items():
@@ -151,7 +228,6 @@ def _cause(error: ray.train.TrainingFailedError) -> Exception:
         ranks = ", ".join(map(str, sorted(lost)))
         return ClusterError(
             "workers were lost more often than scaling.max_failures allows; the last time of rank "
-            f"{ranks}. Submitted again, the job goes on from its last checkpoint"
+            f"{ranks}. {_GOES_ON}"
         )
-    unexpected: Exception = error
-    return unexpected
+    return error

@@ -195,6 +195,7 @@ class Promotion(Strict):
 
 NOT_IDENTITY = {
     "scaling",
+    "on_save_error",
     "tracking",
     "storage",
     "trials",
@@ -232,6 +233,9 @@ class Job(Named):
     batch_size: int = Field(128, ge=1, description="samples of a step, of all workers together")
     compute: Compute = Field(Compute(), description="how a step is computed")
     scaling: Scaling = Field(Scaling(), description="what Ray is asked for")
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop", description="where a checkpoint on the way cannot be written: end, or train on"
+    )
 
     @model_validator(mode="after")
     def _workers(self) -> Self:

@@ -2,7 +2,8 @@
 
 Everything that decides what happens (batches, evaluations, checkpoints, stops) is a function of the
 step, so that an interrupted run that goes on from a checkpoint ends with the same bits. The only
-exception is a limit in seconds, which rank 0 decides for all.
+exceptions are a limit in seconds and calls from outside, when to look for which rank 0 decides for
+all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,17 @@ from precalib_ray.core import models
 from precalib_ray.core.losses import loss_sum
 from precalib_ray.core.optimizers import build_optimizer, learning_rate
 from precalib_ray.core.seeding import DROPOUT, mix
-from precalib_ray.errors import DivergedError
+from precalib_ray.errors import DivergedError, InterruptedRunError
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between looks at the losses, by device: on a GPU a look waits for the device."""
+
+
+LOOK_EVERY_S = 1.0
+"""Seconds between looks for a call from outside."""
+
+Call = Literal["", "save", "stop"]
+"""From outside, to a run: nothing; write a checkpoint now; write one and end."""
 
 
 def world() -> tuple[int, int]:
@@ -82,6 +90,8 @@ class Engine:
         self._base_rate, self._num_steps = float(optimizer["lr"]), num_steps
         self._seed, self._clip_norm = seed, clip_norm
         self._bf16, self._channels_last = precision == "bf16", channels_last
+        self.work = Stopwatch(self.device)
+        """Time of the parts of steps that wait for no other rank: drawing a batch, and forward."""
 
     @classmethod
     def of_job(
@@ -136,6 +146,7 @@ class Engine:
             logits = self._forward(inputs)
         loss = loss_sum(self._loss, logits, targets.to(self.device, non_blocking=True))
         loss = loss / batch_size
+        self.work.stop()
         # Gradients are averaged over ranks, whose parts may differ in size: scale to a sum.
         (loss * self.world_size if self.world_size > 1 else loss).backward()  # type: ignore[no-untyped-call]
         if self._clip_norm is not None:
@@ -143,6 +154,39 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+
+class Stopwatch:
+    """Sums stretches of time on a device, without making the host wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._begun: Any = None
+        self._stretches: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        """Begin a stretch."""
+        self._begun = self._now()
+
+    def stop(self) -> None:
+        """End the stretch that was begun, if there is one."""
+        if self._begun is not None:
+            self._stretches.append((self._begun, self._now()))
+        self._begun = None
+
+    def take(self) -> float:
+        """Seconds since the last call; what was begun before the device was last waited for."""
+        stretches, self._stretches = self._stretches, []
+        if self._cuda:
+            return float(sum(begun.elapsed_time(ended) for begun, ended in stretches)) / 1000
+        return float(sum(ended - begun for begun, ended in stretches))
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
 
 @dataclass
@@ -203,6 +247,8 @@ def run(
     save: Callable[[Progress], str] | None = None,
     save_every: int | None = None,
     on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+    on_work: Callable[[list[float]], None] | None = None,
+    call: Callable[[], Call] | None = None,
     report_every_s: float = 0.25,
 ) -> Progress:
     """Train until a limit is reached.
@@ -222,6 +268,11 @@ def run(
         save_every: steps between checkpoints.
         on_progress: called on rank 0, at most every ``report_every_s`` seconds, with loss,
             learning rate and samples per second since the last call.
+        on_work: called on rank 0 before ``on_progress``, with the seconds that each rank has
+            worked without waiting for another since the last call.
+        call: what is asked for from outside; called every ``LOOK_EVERY_S`` seconds, on every rank
+            after the same step, and must return the same on every rank. A ``save`` is answered
+            even where ``save_every`` is None.
 
     Returns:
         The progress at the end, with the reason for stopping.
@@ -229,6 +280,7 @@ def run(
     Raises:
         DivergedError: a loss is not finite, or weights that are to be kept are not. Every rank
             raises it at the same step, and no checkpoint is written after that step.
+        InterruptedRunError: ``call`` asked for the end, and a checkpoint is written.
     """
     progress = progress or Progress()
     model = engine.model.train()
@@ -237,6 +289,7 @@ def run(
     waiting: list[Tensor] = []
     window_loss, window_steps, window_start = 0.0, 0, time.perf_counter()
     out_of_time = False
+    worked, looked = [0.0] * engine.world_size, time.perf_counter()
     before, mark = progress.seconds, time.perf_counter()
 
     def elapsed() -> float:
@@ -246,6 +299,9 @@ def run(
         nonlocal window_loss, window_steps, window_start
         now = time.perf_counter()
         progress.seconds = elapsed()
+        if on_work is not None and engine.rank == 0:
+            on_work(worked.copy())
+        worked[:] = [0.0] * len(worked)
         if on_progress is not None and engine.rank == 0:
             metrics = {
                 "loss": window_loss / window_steps,
@@ -266,6 +322,7 @@ def run(
         if progress.stop_reason:
             break
 
+        engine.work.start()
         inputs, targets = batch(progress.step)
         waiting.append(engine.step(progress.step, inputs, targets, batch_size=batch_size))
         progress.step += 1
@@ -273,11 +330,17 @@ def run(
         evaluate_now = evaluate is not None and evaluate_at(progress)
         save_now = save_every is not None and progress.step % save_every == 0
         last = progress.step == num_steps
+        called: Call = ""
 
         if len(waiting) >= check_every or evaluate_now or save_now or last:
             over = limits.seconds is not None and elapsed() >= limits.seconds
-            losses, out_of_time = _gather(waiting, over, engine)
+            look = call is not None and time.perf_counter() - looked >= LOOK_EVERY_S
+            losses, (out_of_time, look), work = _gather(waiting, (over, look), engine)
+            worked = [sum(seconds) for seconds in zip(worked, work, strict=True)]
             _require_finite(losses, engine, progress)
+            if look and call is not None:
+                called, looked = call(), time.perf_counter()
+                save_now = save_now or bool(called)
             window_loss += sum(losses)
             window_steps += len(losses)
             progress.loss_sum += sum(losses)
@@ -296,6 +359,8 @@ def run(
                     on_evaluation(progress)
             if save_now and save is not None:
                 progress.last_good = save(progress)
+            if called == "stop":
+                raise InterruptedRunError(progress.last_good)
             before, mark = progress.seconds, time.perf_counter()
             window_start += mark - pause
         if window_steps and time.perf_counter() - window_start >= report_every_s:
@@ -327,14 +392,23 @@ def _evaluate(
         progress.hits = progress.hits + 1 if reached else 0
 
 
-def _gather(waiting: list[Tensor], over: bool, engine: Engine) -> tuple[list[float], bool]:
-    """Mean losses of the waiting steps, and whether rank 0's time is over; as all ranks see it."""
-    flag = torch.tensor(float(over and engine.rank == 0), device=engine.device)
-    values = torch.stack([*waiting, flag])
+def _gather(
+    waiting: list[Tensor], flags: Sequence[bool], engine: Engine
+) -> tuple[list[float], list[bool], list[float]]:
+    """Mean losses of the waiting steps, rank 0's flags, and seconds of work of each rank since the
+    last call; as all ranks see them.
+    """
+    told = [float(flag and engine.rank == 0) for flag in flags]
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)  # work is timed by events, which must have happened
+    work = [0.0] * engine.world_size
+    work[engine.rank] = engine.work.take()
+    values = torch.stack([*waiting, *torch.tensor([*told, *work], device=engine.device)])
     if engine.world_size > 1:
         dist.all_reduce(values)
-    *losses, flagged = values.tolist()
-    return losses, flagged > 0
+    numbers = values.tolist()
+    losses, rest = numbers[: len(waiting)], numbers[len(waiting) :]
+    return losses, [flag > 0 for flag in rest[: len(flags)]], rest[len(flags) :]
 
 
 def _require_finite(losses: list[float], engine: Engine, progress: Progress) -> None:

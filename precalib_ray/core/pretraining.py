@@ -12,6 +12,7 @@ from torch import Tensor
 
 from precalib_ray.core import checkpoint, hardware, models
 from precalib_ray.core.engine import (
+    Call,
     Engine,
     Limits,
     Progress,
@@ -176,6 +177,8 @@ class Pretraining:
         save: Callable[[Progress], str] | None = None,
         on_evaluation: Callable[[Progress], None] | None = None,
         on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+        on_work: Callable[[list[float]], None] | None = None,
+        call: Callable[[], Call] | None = None,
     ) -> Outcome:
         """Train until a limit is reached, probing on the way, and measure the whole panel.
 
@@ -212,6 +215,8 @@ class Pretraining:
             save=save,
             save_every=self._save_every,
             on_progress=on_progress,
+            on_work=on_work,
+            call=call,
         )
         return Outcome(
             self.progress,

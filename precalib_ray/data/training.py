@@ -13,7 +13,7 @@ from torch import Tensor
 
 from precalib_ray.calibration import metrics, ood
 from precalib_ray.core import checkpoint, models
-from precalib_ray.core.engine import Engine, Limits, Progress, restore, run, training_state
+from precalib_ray.core.engine import Call, Engine, Limits, Progress, restore, run, training_state
 from precalib_ray.core.probes import predict
 from precalib_ray.core.seeding import AUGMENTATION, INITIALIZATION, ORDER, mix
 from precalib_ray.core.stream import shard
@@ -123,6 +123,8 @@ class DataTraining:
         *,
         save: Callable[[Progress], str] | None = None,
         on_progress: Callable[[Progress, dict[str, float]], None] | None = None,
+        on_work: Callable[[list[float]], None] | None = None,
+        call: Callable[[], Call] | None = None,
     ) -> dict[str, Any]:
         """Train for all epochs, then go back to the weights of the best validation NLL.
 
@@ -152,6 +154,8 @@ class DataTraining:
             save=save,
             save_every=every,
             on_progress=on_progress,
+            on_work=on_work,
+            call=call,
         )
         self.engine.model.load_state_dict(self._best_weights)
         outcome: dict[str, Any] = {"progress": asdict(self.progress), "best": self._best}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import traceback
@@ -13,10 +14,8 @@ from typing import Any
 
 from precalib_ray.config import base
 from precalib_ray.core.importing import load_function
-from precalib_ray.errors import PrecalibError
+from precalib_ray.errors import InterruptedRunError, PrecalibError
 from precalib_ray.registry.secrets import guard_logs, redact
-
-INTERRUPTED = 130
 
 
 def main(config_class: type[base.Strict], job: str) -> None:
@@ -52,6 +51,7 @@ def main(config_class: type[base.Strict], job: str) -> None:
         file, overrides = None, [file, *overrides]
     sys.path.insert(0, os.getcwd())  # where the user's own functions are
     guard_logs()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: with a checkpoint
     try:
         config = base.load(config_class, file, overrides)
         if arguments.print_config:
@@ -70,7 +70,7 @@ def main(config_class: type[base.Strict], job: str) -> None:
             f"{script}: interrupted; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
-        sys.exit(INTERRUPTED)
+        sys.exit(InterruptedRunError.exit_code)
 
 
 def _fields(config_class: type[base.Strict]) -> str:

@@ -144,6 +144,7 @@ def run_workers(
     config: Job,
     shared: Mapping[str, Any],
     run: tracking.Run | None,
+    identity: Identity,
     *,
     title: str,
     num_steps: int | None,
@@ -157,6 +158,7 @@ def run_workers(
         config: the job.
         shared: as ``trainer.fit`` takes it.
         run: where metrics go, if anywhere.
+        identity: the job's.
         title: of the progress bar.
         num_steps: the last step, if there is one.
         keep: newest checkpoints kept on storage.
@@ -189,6 +191,8 @@ def run_workers(
             keep=keep,
             local=local,
             on_record=on_record,
+            tell=lambda text: console.print(text, style="yellow"),
+            may_save=lambda: not identity.lost,
         )
 
 

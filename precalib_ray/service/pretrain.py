@@ -122,6 +122,7 @@ def _train(
         config,
         {"images": dict(images), "statistics": dict(statistics)},
         run,
+        identity,
         title="noise pretraining",
         num_steps=config.limits.num_steps(config.batch_size),
         keep=config.checkpoints.keep,

@@ -172,6 +172,7 @@ def _train(
         config,
         {"start": dict(start), "splits": dict(splits), "unknown": unknown},
         run,
+        identity,
         title="data training",
         num_steps=config.epochs * (len(splits["train"].labels) // batch_size),
         keep=2,

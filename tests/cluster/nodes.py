@@ -1,0 +1,103 @@
+"""A Ray of several nodes on this machine, and a process that gives it jobs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from precalib_ray.config import base
+from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.service import pretrain as service
+from precalib_ray.service.pretrain import Pretrained
+from precalib_ray.service.terminal import console
+
+Node = Any
+
+
+class Nodes:
+    """Head without CPUs, where drivers run; nodes of one CPU each are added and killed."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.here: list[Node] = []
+        self._driver = concurrent.futures.ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(self.cluster.address,),
+        )
+
+    def scale_to(self, number: int) -> None:
+        """Add nodes, or kill some."""
+        while len(self.here) < number:
+            self.here.append(self.cluster.add_node(num_cpus=1, wait=True))
+        while len(self.here) > number:
+            self.kill(self.here[-1])
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL a node's processes."""
+        self.here.remove(node)
+        processes = self.processes(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        for process in processes:  # as where the machine itself is gone
+            if process.is_running():
+                process.kill()
+
+    def processes(self, node: Node, name: str = "") -> list[psutil.Process]:
+        """What a node's raylet has started, such as ``RayTrainWorker``."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        children = raylet.children(recursive=True)
+        return [p for p in children if name in " ".join(_command(p))]
+
+    def workers(self) -> list[psutil.Process]:
+        """Training workers of all nodes."""
+        return [p for node in self.here for p in self.processes(node, "RayTrainWorker")]
+
+    def submit(self, content: dict[str, Any]) -> concurrent.futures.Future[tuple[Pretrained, str]]:
+        """Run a pretraining; what it returned and what it said."""
+        return self._driver.submit(_run, content)
+
+    def close(self) -> None:
+        """End everything."""
+        self._driver.shutdown(cancel_futures=True)
+        self.cluster.shutdown()
+
+
+def _begin(address: str) -> None:
+    os.environ["RAY_ADDRESS"] = address
+
+
+def _run(content: dict[str, Any]) -> tuple[Pretrained, str]:
+    console.file = io.StringIO()
+    done = service.pretrain(base.validate(PretrainConfig, content))
+    return done, console.file.getvalue()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for(found: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+    """Wait until something is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint of a run; 0 if there is none."""
+    return max((int(p.name.split("-")[1]) for p in folder.glob("step-*")), default=0)
