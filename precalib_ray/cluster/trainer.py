@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from precalib_ray.cluster.session import cpus_per_worker, require_resources
+from precalib_ray.cluster import placement
 from precalib_ray.errors import ClusterError, DivergedError, PrecalibError
 
 
@@ -54,11 +54,8 @@ def fit(
             never start.
     """
     scaling = config["scaling"]
-    num_workers, use_gpu = scaling["num_workers"], scaling["use_gpu"]
-    cpus = cpus_per_worker(num_workers, scaling["cpus_per_worker"], local=local)
-    needed = {"CPU": cpus * num_workers} | ({"GPU": float(num_workers)} if use_gpu else {})
-    if local:
-        require_resources(needed)
+    request = placement.Request.of(scaling, local=local)
+    placement.require(request, local=local)
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         worker,
@@ -66,13 +63,9 @@ def fit(
             "config": dict(config),
             "shared": {name: ray.put(value) for name, value in shared.items()},
             "queue": queue,
-            "cpus": cpus,
+            "cpus": request.cpus,
         },
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {}),
-        ),
+        scaling_config=request.scaling_config(),
         run_config=RunConfig(
             name=config["name"],
             storage_path=storage_path(config["storage"]),
