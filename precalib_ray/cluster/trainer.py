@@ -49,13 +49,17 @@ def fit(
         on_record: called, in a thread of its own, with each record of rank 0.
 
     Raises:
+        ConfigError: storage is a folder that other nodes do not see.
         DivergedError: the loss is not finite.
         ClusterError: workers were lost more often than ``scaling.max_failures`` allows, or can
             never start.
     """
-    scaling = config["scaling"]
+    scaling, storage = config["scaling"], storage_path(config["storage"])
     request = placement.Request.of(scaling, local=local)
     placement.require(request, local=local)
+    placement.require_shared(
+        request, storage=config["storage"], folder=f"{storage}/{config['name']}"
+    )
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         worker,
@@ -68,7 +72,7 @@ def fit(
         scaling_config=request.scaling_config(),
         run_config=RunConfig(
             name=config["name"],
-            storage_path=storage_path(config["storage"]),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=scaling["max_failures"]),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
         ),
