@@ -79,15 +79,3 @@ def cpus_per_worker(num_workers: int, wanted: float | None, *, local: bool) -> f
         return 1.0
     total = ray.cluster_resources().get("CPU", 1.0)
     return float(max(1, int(total // num_workers)))
-
-
-def require_resources(needed: dict[str, float]) -> None:
-    """Refuse what a cluster of fixed size can never give; raises ClusterError."""
-    available = ray.cluster_resources()
-    short = [
-        f"{name}: {amount:g} needed, {available.get(name, 0):g} there"
-        for name, amount in needed.items()
-        if amount > available.get(name, 0)
-    ]
-    if short:
-        raise ClusterError("the cluster can never run this job: " + "; ".join(short))

@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 
+from precalib_ray.cluster import placement
 from precalib_ray.cluster.channel import Channel
-from precalib_ray.cluster.session import cpus_per_worker, require_resources
 from precalib_ray.data.storage import Folder
 from precalib_ray.errors import CheckpointError, ClusterError, PrecalibError
 
@@ -64,17 +64,18 @@ def fit(
             seconds for it; a second interrupt ends it at once.
 
     Raises:
+        ConfigError: storage is a folder that other nodes do not see.
         DivergedError: the loss is not finite.
         CheckpointError: one cannot be written, or those that there are cannot be read.
         ClusterError: workers were lost more often than ``scaling.max_failures`` allows, or can
             never start.
     """
-    scaling = config["scaling"]
-    num_workers, use_gpu = scaling["num_workers"], scaling["use_gpu"]
-    cpus = cpus_per_worker(num_workers, scaling["cpus_per_worker"], local=local)
-    needed = {"CPU": cpus * num_workers} | ({"GPU": float(num_workers)} if use_gpu else {})
-    if local:
-        require_resources(needed)
+    scaling, storage = config["scaling"], storage_path(config["storage"])
+    request = placement.Request.of(scaling, local=local)
+    placement.require(request, local=local, tell=tell)
+    placement.require_shared(
+        request, storage=config["storage"], folder=f"{storage}/{config['name']}"
+    )
     channel = Channel()
 
     def attempt() -> ray.train.Result:
@@ -84,16 +85,12 @@ def fit(
                 "config": dict(config),
                 "shared": references,
                 "mailbox": channel.mailbox,
-                "cpus": cpus,
+                "cpus": request.cpus,
             },
-            scaling_config=ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {}),
-            ),
+            scaling_config=request.scaling_config(),
             run_config=RunConfig(
                 name=config["name"],
-                storage_path=storage_path(config["storage"]),
+                storage_path=storage,
                 failure_config=FailureConfig(max_failures=scaling["max_failures"]),
                 checkpoint_config=CheckpointConfig(num_to_keep=keep),
             ),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from precalib_ray.config.base import ContradictionError, Flag, Strict
 from precalib_ray.config.recipe import (
@@ -26,6 +26,9 @@ from precalib_ray.core.labels import SOFT
 from precalib_ray.core.losses import ID_LOSSES, SOFT_LOSSES
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+_LABEL_NAME = rf"([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}"
+_LABEL_SELECTOR = rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))"
 Trainable = Literal["all", "head"] | Annotated[list[str], Field(min_length=1)]
 
 
@@ -127,7 +130,9 @@ class Compute(Strict):
 class Scaling(Strict):
     """What Ray is asked for."""
 
-    num_workers: int = Field(1, ge=1, le=100_000, description="training processes")
+    num_workers: int | tuple[int, int] = Field(
+        1, description="training processes; [min, max]: as many as there is room for, at any time"
+    )
     use_gpu: bool = Field(False, description="one GPU per worker (nccl); otherwise CPU (gloo)")
     cpus_per_worker: float | None = Field(
         None, gt=0, description="CPUs per worker; null: a share of this machine, on a cluster 1"
@@ -135,6 +140,48 @@ class Scaling(Strict):
     max_failures: int = Field(
         2, ge=0, description="how often lost workers are replaced, from the last checkpoint"
     )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="workers on few nodes, or on many; STRICT_: on one, or one on each"
+    )
+    accelerator_type: str | None = Field(
+        None, min_length=1, description="kind of GPU by Ray's name, such as H100; null: any"
+    )
+    labels: dict[str, str] = Field(
+        {}, description="labels of the nodes that workers run on (Ray's label selector)"
+    )
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        pair = value if isinstance(value, list | tuple) else (value, value)
+        whole = all(type(number) is int and 1 <= number <= 100_000 for number in pair)
+        if len(pair) != 2 or not whole or pair[0] > pair[1]:
+            allowed = "must be a whole number from 1 to 100,000, or two of them: [min, max]"
+            raise ContradictionError("", value, allowed)
+        return value
+
+    @model_validator(mode="after")
+    def _placeable(self) -> Self:
+        if self.accelerator_type is not None and not self.use_gpu:
+            raise ContradictionError("accelerator_type", self.accelerator_type, "needs use_gpu")
+        for name, selector in self.labels.items():
+            if not re.fullmatch(_LABEL_NAME, name):
+                raise ContradictionError(f"labels.{name}", name, "is not the name of a label")
+            if not re.fullmatch(_LABEL_SELECTOR, selector):
+                allowed = "must be a label's value, !VALUE, in(VALUE, VALUE) or !in(VALUE, VALUE)"
+                raise ContradictionError(f"labels.{name}", selector, allowed)
+        # Ray 2.60 counts room for an elastic group by resources alone.
+        strict = self.placement.startswith("STRICT_")
+        if not isinstance(self.num_workers, int) and (self.labels or strict):
+            path = "labels" if self.labels else "placement"
+            allowed = "must be left out where num_workers is [min, max]: Ray resizes without it"
+            raise ContradictionError(path, getattr(self, path), allowed)
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class Checkpoints(Strict):
@@ -239,7 +286,7 @@ class Job(Named):
 
     @model_validator(mode="after")
     def _workers(self) -> Self:
-        workers = self.scaling.num_workers
+        workers = self.scaling.max_workers
         if self.batch_size < workers:
             allowed = f"must be >= scaling.num_workers, {workers}"
             raise ContradictionError("batch_size", self.batch_size, allowed)
@@ -303,6 +350,13 @@ class PretrainConfig(Job):
             )
         if self.promote is not None and self.tracking.offline:
             raise ContradictionError("promote", "{...}", "has no effect with tracking.offline")
+        workers = self.scaling.num_workers
+        if not isinstance(workers, int) and self.checkpoints.every_steps is None:
+            allowed = (
+                "needs checkpoints.every_steps: where workers come or go, the run goes on from its "
+                "last checkpoint, and without one from its start"
+            )
+            raise ContradictionError("scaling.num_workers", list(workers), allowed)
         self._check_target(num_steps)
         return self
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from precalib_ray.cluster import placement, session
 from precalib_ray.cluster import search as trials
-from precalib_ray.cluster import session
 from precalib_ray.config import base, space
 from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.config.search import SearchConfig
@@ -139,11 +139,8 @@ def _run_trials(
     longest = max(job.max_samples or 0 for job in config.corners())
     total = study.num_trials + len(config.references)
     with session.connect() as local, Display("search", total) as display:
-        if local:
-            needed = {"CPU": given.cpus * given.num_workers}
-            session.require_resources(
-                needed | ({"GPU": given.gpus * given.num_workers} if given.gpus else {})
-            )
+        request = placement.Request(given.num_workers, given.cpus, given.gpus)
+        placement.require(request, local=local, tell=console.print)
         ended = threading.Event()
 
         def watch() -> None:

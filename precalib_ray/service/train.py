@@ -90,7 +90,7 @@ def _check(config: TrainConfig, spec: Mapping[str, Any], splits: Mapping[str, Sp
     if config.num_unknown and info.shape[0] not in (1, 3):
         allowed = f"must be 0: photographs have no {info.shape[0]} channels"
         raise ConfigError([Problem("num_unknown", config.num_unknown, allowed)])
-    if len(splits["train"].labels) < config.scaling.num_workers:
+    if len(splits["train"].labels) < config.scaling.max_workers:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
     preflight.to_shape(splits["train"], tuple(spec["input_shape"]), config.data.path, limit=2)
 

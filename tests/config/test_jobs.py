@@ -74,6 +74,45 @@ BAD = {
         {"batch_size": 2, "scaling": {"num_workers": 3}}, "batch_size", 2,
         "must be >= scaling.num_workers, 3", "",
     ),
+    "batch smaller than the most workers": (
+        {"batch_size": 2, "scaling": {"num_workers": [1, 3]}, "checkpoints": {"every_steps": 9}},
+        "batch_size", 2, "must be >= scaling.num_workers, 3", "",
+    ),
+    **{
+        f"workers {value}": (
+            {"scaling": {"num_workers": value}}, "scaling.num_workers", value,
+            "must be a whole number from 1 to 100,000, or two of them: [min, max]", "",
+        )
+        for value in (0, 1.5, "two", True, None, [3, 2], [0, 2], [1], [1, 2, 3], ["a", 2])
+    },
+    "elastic without checkpoints": (
+        {"scaling": {"num_workers": [1, 2]}}, "scaling.num_workers", [1, 2],
+        "needs checkpoints.every_steps", "",
+    ),
+    "elastic by labels": (
+        {"scaling": {"num_workers": [1, 2], "labels": {"zone": "a"}}}, "scaling.labels",
+        {"zone": "a"}, "must be left out where num_workers is [min, max]", "",
+    ),
+    "elastic and strict": (
+        {"scaling": {"num_workers": [1, 2], "placement": "STRICT_SPREAD"}}, "scaling.placement",
+        "STRICT_SPREAD", "must be left out where num_workers is [min, max]", "",
+    ),
+    "placement": (
+        {"scaling": {"placement": "SPRAED"}}, "scaling.placement", "SPRAED",
+        "must be one of PACK, SPREAD, STRICT_PACK, STRICT_SPREAD", "SPREAD",
+    ),
+    "accelerators of CPUs": (
+        {"scaling": {"accelerator_type": "H100"}}, "scaling.accelerator_type", "H100",
+        "needs use_gpu", "",
+    ),
+    "a label's name": (
+        {"scaling": {"labels": {"zo ne": "a"}}}, "scaling.labels.zo ne", "zo ne",
+        "is not the name of a label", "",
+    ),
+    "a label's value": (
+        {"scaling": {"labels": {"zone": "in()"}}}, "scaling.labels.zone", "in()",
+        "must be a label's value", "",
+    ),
     "soft targets, loss of ids": (
         {"labels": {"kind": "uniform"}, "loss": {"kind": "focal"}}, "loss.kind", "focal",
         "soft targets of labels.kind=uniform; use cross_entropy or kl_div", "",
@@ -282,6 +321,11 @@ def test_good_ones_are_let_through():
     """The border of what is refused above."""
     good = [
         {"batch_size": 3, "scaling": {"num_workers": 3}},
+        {"batch_size": 3, "scaling": {"num_workers": [1, 3]}, "checkpoints": {"every_steps": 1}},
+        {"scaling": {"num_workers": [2, 2], "placement": "SPREAD"},
+         "checkpoints": {"every_steps": 1}},
+        {"scaling": {"num_workers": 2, "placement": "STRICT_SPREAD", "use_gpu": True,
+         "accelerator_type": "H100", "labels": {"ray.io/market-type": "!in(spot, x)"}}},
         {"labels": {"kind": "uniform"}, "loss": {"kind": "kl_div"}},
         {"labels": {"kind": "balanced"}, "loss": {"kind": "focal"}},
         {"duration": NEEDED | {"steps": 10}, "probes": {"max_share": 1.0}},

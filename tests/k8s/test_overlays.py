@@ -80,7 +80,7 @@ def test_a_job_that_is_asked_for_fits_the_groups(name: str, overlay: Build) -> N
         fit = int(float(given["cpu"]) // (scaling.cpus_per_worker or 1))
         if scaling.use_gpu:
             fit = min(fit, int(given["nvidia.com/gpu"]))
-        assert fit * limits[group] >= scaling.num_workers, file
+        assert fit * limits[group] >= scaling.max_workers, file
 
 
 def test_the_database_has_a_driver_in_the_image(overlay: Build) -> None:
