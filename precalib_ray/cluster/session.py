@@ -18,6 +18,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A node that will be taken away has, on some clouds, half a minute left.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # After a node is lost, the first count of what is left may be of before.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # Said of every run by Ray 2.60: the variable only announces a new default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Trials have a record of their own; Tune would write three more of each.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import io
+import json
 import multiprocessing
 import os
 import time
@@ -64,7 +66,24 @@ class Nodes:
 
     def submit(self, content: dict[str, Any]) -> concurrent.futures.Future[tuple[Pretrained, str]]:
         """Run a pretraining; what it returned and what it said."""
+        self._since = datetime.datetime.now(datetime.UTC)
         return self._driver.submit(_run, content)
+
+    def said_by_workers(self) -> str:
+        """What workers have logged since the last submission."""
+        logs = Path(self.cluster.head_node.get_session_dir_path()) / "logs"
+        lines = [
+            line for file in logs.glob("worker-*.err") for line in file.open() if line[0] == "{"
+        ]
+        since = self._since.isoformat()
+        return "".join(line for line in lines if json.loads(line)["time"] >= since)
+
+    def kill_all(self) -> None:
+        """SIGKILL all nodes, the head included."""
+        self.scale_to(0)
+        self.here.append(self.cluster.head_node)
+        self.kill(self.cluster.head_node)
+        self._driver.shutdown(cancel_futures=True)
 
     def close(self) -> None:
         """End everything."""
