@@ -99,7 +99,7 @@ class Nodes:
         started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *words], cwd=self.zones, check=False, capture_output=True, text=True,
-            env=environment() | self.settings | {"COLUMNS": "500"}, timeout=240,
+            env=environment() | self.settings | {"COLUMNS": "500"}, timeout=90,
         )  # fmt: skip
         return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
@@ -141,6 +141,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         port = free.getsockname()[1]
     address = f"{get_node_ip_address()}:{port}"
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    temporary = f"/tmp/ray-{port}"  # short: it holds sockets
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*words: str, before: tuple[str, ...] = (), ip: str = "") -> None:
@@ -158,10 +159,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             )  # fmt: skip
 
     def join(zone: str, cpus: int, **how: Any) -> None:
-        start(f"--address={address}", f"--labels=zone={zone}", f"--num-cpus={cpus}", **how)
+        # A folder each: in one, nodes that start at the same time may take each other's sockets.
+        words = [f"--labels=zone={zone}", f"--num-cpus={cpus}", f"--temp-dir={temporary}-{zone}"]
+        start(f"--address={address}", *words, **how)
 
     try:
-        temporary = f"/tmp/ray-{port}"  # short: it holds sockets
         start("--head", f"--port={port}", f"--temp-dir={temporary}", "--num-cpus=0",
               "--include-dashboard=false", "--labels=zone=head")  # fmt: skip
         deadline = time.monotonic() + 60
