@@ -159,18 +159,22 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             )  # fmt: skip
 
     def join(zone: str, cpus: int, **how: Any) -> None:
-        # A folder each: in one, nodes that start at the same time may take each other's sockets.
-        words = [f"--labels=zone={zone}", f"--num-cpus={cpus}", f"--temp-dir={temporary}-{zone}"]
+        words = [f"--labels=zone={zone}", f"--num-cpus={cpus}"]
         start(f"--address={address}", *words, **how)
+
+    def wait_until_started() -> None:
+        deadline = time.monotonic() + 60
+        while (folder / "ray.log").read_text().count("Ray runtime started") < len(started):
+            assert time.monotonic() < deadline, (folder / "ray.log").read_text()
+            time.sleep(0.2)
 
     try:
         start("--head", f"--port={port}", f"--temp-dir={temporary}", "--num-cpus=0",
               "--include-dashboard=false", "--labels=zone=head")  # fmt: skip
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        join("a", 2)
-        join("b", 2)
+        wait_until_started()
+        for zone in ("a", "b"):
+            join(zone, 2)
+            wait_until_started()  # at the same time they may take each other's sockets
         mount = 'mount -t tmpfs none "$0" && exec "$@"'
         join("blind", 1, before=("unshare", "-m", "sh", "-c", mount, str(storage)), ip="127.0.0.2")
         cluster = Nodes(secret | {"RAY_ADDRESS": address}, storage, zones, join)
