@@ -72,14 +72,16 @@ def test_room_is_counted_by_node(request_: Request, capacity: int) -> None:
 
 
 def test_a_refusal_tells_what_is_asked_for_and_what_there_is() -> None:
-    asked = Request((5, 8), 6, 1, accelerator_type="H100", labels={"zone": "b"})
+    asked = Request(5, 6, 1, accelerator_type="H100", labels={"zone": "b"})
     nodes = [node(8, 4, kind="H100", zone="b"), node(8, 4, kind="H100", zone="b"), node(2)]
     assert _too_small(asked, nodes) == (
-        "the cluster can never run this job: 5 to 8 x 6 CPU and 1 GPU (H100) on nodes with "
+        "the cluster can never run this job: 5 x 6 CPU and 1 GPU (H100) on nodes with "
         "zone=b, placement PACK; there is room for 2 on\n"
         "  2 nodes of 8 CPU, 4 GPU (H100), zone=b\n"
         "  1 node of 2 CPU, 0 GPU, none of the labels"
     )
+
+    assert str(Request((5, 8), 1)) == "5 to 8 x 1 CPU, placement PACK"
 
 
 @dataclass(frozen=True)
