@@ -15,7 +15,7 @@ from typing import Any, Self
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
-from ray._raylet import node_labels_match_selector
+from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
@@ -90,11 +90,12 @@ class Request:
             return 0
         needed = {"CPU": self.cpus, "GPU": self.gpus}
         # Ray counts in units of 1/10,000.
-        return min(
+        rooms = [
             round(there.get(name, 0) * 10_000) // round(amount * 10_000)
             for name, amount in needed.items()
             if amount
-        )
+        ]
+        return int(min(rooms))
 
     def capacity(self, nodes: Sequence[Node]) -> int:
         """Workers that nodes have room for together, placed as is asked."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -31,4 +35,15 @@ def noise_that_fails_later(
     """Gaussian noise that raises for batches, and not for the two samples of a check."""
     if shape[0] > 2:
         raise RuntimeError("noise is gone")
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def noise_that_tells_where(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Gaussian noise; a worker on a node of ``test_placement`` leaves its node's zone."""
+    folder = os.environ.get("PRECALIB_TEST_ZONES")
+    if folder:
+        zone = ray.get_runtime_context().get_node_labels()["zone"]
+        Path(folder, f"{zone}-{os.getpid()}").touch()
     return torch.randn(shape, generator=generator, device=device)
