@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from precalib_ray.errors import ClusterError
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _REGISTERED = re.compile(r"^registered: (models:/\S+)", re.MULTILINE)
 _POLL_S = 1.0
+_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,22 @@ def submit(
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": str(working_dir)}
     try:
         client = JobSubmissionClient(address)
-        job_id = client.submit_job(
-            entrypoint=command(config),
-            entrypoint_num_cpus=0,
-            runtime_env=environment,
-            metadata={"precalib.job": name_of(config)},
-        )
+        job_id = f"{name_of(config)}-{uuid.uuid4().hex[:12]}"
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                client.submit_job(
+                    entrypoint=command(config),
+                    entrypoint_num_cpus=0,
+                    submission_id=job_id,
+                    runtime_env=environment,
+                    metadata={"precalib.job": name_of(config)},
+                )
+                break
+            except RuntimeError as error:  # a head that has just been started
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
         if not follow:
             return Submitted(job_id, client.get_job_status(job_id).value)
         return _follow(client, job_id, tell)
