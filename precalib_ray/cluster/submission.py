@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import logging
 import re
 import shlex
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from precalib_ray.config.base import Strict
 from precalib_ray.config.catalog import name_of
 from precalib_ray.errors import ClusterError
 
+_QUIET = {  # Ray's own words on an upload, and on the end of a log
+    "ray._private.runtime_env.working_dir": logging.ERROR,
+    "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
+    "ray.dashboard.modules.job.sdk": logging.WARNING,
+}
+_NO_AGENT = (
+    "\nThe head's agent did not start. Where two heads share a machine, the second needs "
+    "ray start --dashboard-agent-listen-port=PORT; dashboard_agent.log of its session says more."
+)
+_NO_TOKEN = (
+    "\nRAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, "
+    "are needed here as they are there."
+)
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
-_REGISTERED = re.compile(r"^registered: (models:/\S+)", re.MULTILINE)
-_POLL_S = 1.0
-_START_S = 60.0
+_REGISTERED = re.compile(r"^(?:.* is registered already|registered): (models:/\S+)", re.MULTILINE)
+_POLL_S = 0.5
+_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,37 +82,56 @@ def submit(
         address: of the cluster's dashboard, ``http://127.0.0.1:8265``; None for
             ``RAY_API_SERVER_ADDRESS``, or the cluster of this machine.
         working_dir: a folder to be uploaded as the job's, for clusters that have no
-            ``precalib_ray``, or not your functions; a checkout of the repository will do.
+            ``precalib_ray``, or not your functions; a checkout of the repository will do. The
+            config's relative paths lie in it, and Ray removes it after the job.
         follow: whether to stream the log and wait for the end; else return at once.
         tell: takes the log, piece by piece.
 
+    Returns:
+        what became of the job, its failure included.
+
     Raises:
-        ClusterError: the cluster cannot be reached, or refuses.
+        ClusterError: the cluster cannot be reached, or refuses; a job that has begun goes on.
+        ValueError: ``working_dir`` is no folder, or ``config`` that of no job.
     """
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": str(working_dir)}
+    job = name_of(config)
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     try:
+        if address is not None:
+            _require_answer(address)
         client = JobSubmissionClient(address)
-        job_id = f"{name_of(config)}-{uuid.uuid4().hex[:12]}"
-        deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                client.submit_job(
-                    entrypoint=command(config),
-                    entrypoint_num_cpus=0,
-                    submission_id=job_id,
-                    runtime_env=environment,
-                    metadata={"precalib.job": name_of(config)},
-                )
-                break
-            except RuntimeError as error:  # a head that has just been started
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL_S)
+        job_id = client.submit_job(
+            entrypoint=command(config),
+            entrypoint_num_cpus=0,
+            submission_id=f"{job}-{uuid.uuid4().hex[:12]}",
+            runtime_env=environment,
+            metadata={"precalib.job": job},
+        )
         if not follow:
             return Submitted(job_id, client.get_job_status(job_id).value)
         return _follow(client, job_id, tell)
-    except (ConnectionError, RuntimeError) as error:
-        raise ClusterError(f"{address or 'the cluster'}: {error}") from None
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        hint = _NO_AGENT if "No available agent" in str(error) else ""
+        raise ClusterError(f"{address or 'the cluster'}: {error}{hint}") from None
+    except AuthenticationError as error:
+        reason = str(error).partition("\n")[0]
+        raise ClusterError(f"{address or 'the cluster'}: {reason}{_NO_TOKEN}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Ray's client waits for minutes where nothing answers, and takes ``HOST:PORT`` for another."""
+    if not address.startswith(("http://", "https://")):
+        raise ClusterError(f"{address}: must be that of the dashboard, http://HOST:PORT")
+    try:
+        with urllib.request.urlopen(address, timeout=_ANSWER_S):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(f"{address}: no Ray dashboard answers: {reason}") from None
 
 
 def _follow(client: JobSubmissionClient, job_id: str, tell: Callable[[str], None]) -> Submitted:
