@@ -1,0 +1,91 @@
+"""A real ``ray start --head`` on loopback, with a token, beside whatever Ray this machine runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.registry.servers import end, free_port
+
+BIN = Path(sys.executable).parent
+_STARTS = 3
+"""Ray waits 30 s for what it starts, and no setting makes it wait longer."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a client must know."""
+
+    address: str
+    token: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of who submits, beside that of the machine."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+
+def machine() -> dict[str, str]:
+    """The environment of this machine, without what would lead elsewhere."""
+    ours = ("RAY_", "MLFLOW_", "COLUMNS", "PYTHONPATH")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return kept | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@contextlib.contextmanager
+def ray_head(
+    folder: Path, cwd: Path, environment: Mapping[str, str], *, num_cpus: int
+) -> Iterator[Head]:
+    """A head for a while; its drivers run in ``cwd``, with ``environment`` and the token."""
+    for _ in range(_STARTS):
+        process, head = _start(folder, cwd, environment, num_cpus)
+        try:
+            if _answers(head.address, process):
+                yield head
+                return
+        finally:
+            end(process)
+    pytest.fail(f"no head in {_STARTS} starts: {(folder / 'head.log').read_text()[-2000:]}")
+
+
+def _start(
+    folder: Path, cwd: Path, environment: Mapping[str, str], num_cpus: int
+) -> tuple[subprocess.Popen[bytes], Head]:
+    port = free_port()
+    head = Head(f"http://127.0.0.1:{port}", secrets.token_hex(16))
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", f"--num-cpus={num_cpus}",
+        "--disable-usage-stats", "--temp-dir", str(folder / "r"),
+    ]  # fmt: skip
+    with (folder / "head.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=machine() | dict(environment) | head.environment, cwd=cwd, stdout=log,
+            stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    return process, head
+
+
+def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+        except urllib.error.HTTPError:
+            return True  # it answers, and wants a token
+        except OSError:
+            time.sleep(0.2)
+    return False
