@@ -51,7 +51,7 @@ def ray_head(
     for _ in range(_STARTS):
         process, head = _start(folder, cwd, environment, num_cpus)
         try:
-            if _answers(head.address, process):
+            if answers(f"{head.address}/api/version", process):
                 yield head
                 return
         finally:
@@ -79,11 +79,13 @@ def _start(
     return process, head
 
 
-def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
+def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server that was started answers; False if it ends, or takes two minutes."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+            urllib.request.urlopen(url, timeout=5).close()
+            return True
         except urllib.error.HTTPError:
             return True  # it answers, and wants a token
         except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from precalib_ray.config import base
 from precalib_ray.config.jobs import PretrainConfig, RegisterConfig
 from precalib_ray.errors import ClusterError
 from tests.e2e.conftest import REPOSITORY
-from tests.ray_head import Head, machine, ray_head
+from tests.ray_head import BIN, Head, machine, ray_head
 from tests.registry.servers import free_port
 
 MIB = 2**20
@@ -133,77 +132,84 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def cluster(head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The head's address, for who has its token."""
-    for name, value in head.environment.items():
-        monkeypatch.setenv(name, value)
-    return head.address
+def ours(head: Head) -> dict[str, str]:
+    """The environment of who submits. Ray reads it once in a process, so each has its own."""
+    return machine() | head.environment | {"PYTHONPATH": str(REPOSITORY)}
 
 
-@pytest.mark.slow
-def test_a_wrong_token_and_none(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
-    assert in_a_process(cluster).startswith(f"{cluster}: Authentication failed")
-    monkeypatch.delenv("RAY_AUTH_MODE")
-    told = in_a_process(cluster)
-    assert told.startswith(f"{cluster}: Authentication required")
-    assert "RAY_AUTH_MODE=token" in told
+def run(environment: dict[str, str], *code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join(code)], env=environment, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
-def in_a_process(address: str) -> str:
-    """What ``refused`` returns; Ray reads the token once in a process."""
-    code = f"from tests.cluster.test_submission import refused; print(refused({address!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+def given(head: Head, job: base.Strict, **options: Any) -> subprocess.Popen[str]:
+    """``precalib_ray.submit`` in a process, which prints what was returned as its last line."""
+    return run(
+        ours(head),
+        "import precalib_ray",
+        "from precalib_ray.config import base, jobs",
+        f"job = base.validate(jobs.{type(job).__name__}, {job.model_dump(mode='json')!r})",
+        f"options = {options!r}",
+        f"print(precalib_ray.submit(job, address={head.address!r}, **options))",
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[submission.Submitted, str]:
+    """What was returned, and the log."""
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, ""), out + err
+    *log, last = out.splitlines()
+    return eval(last, {"Submitted": submission.Submitted}), "\n".join(log)
 
 
 @pytest.mark.slow
-def test_a_job_is_followed_to_its_end(
-    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_token_and_none(head: Head) -> None:
+    told = []
+    for environment in (ours(head) | {"RAY_AUTH_TOKEN": "0" * 32}, machine()):
+        process = run(
+            environment | {"PYTHONPATH": str(REPOSITORY)},
+            "from tests.cluster.test_submission import refused",
+            f"print(refused({head.address!r}))",
+        )
+        told.append(process.communicate(timeout=100))
+    assert told[0][0].startswith(f"{head.address}: Authentication failed"), told
+    assert told[1][0].startswith(f"{head.address}: Authentication required"), told
+    assert "RAY_AUTH_MODE=token" in told[1][0]
+
+
+@pytest.mark.slow
+def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {head.token}"})
     job = config(storage=str(tmp_path), tracking={"uri": store})
-    at: dict[str, float] = {}
-    pieces: list[str] = []
-
-    def tell(piece: str) -> None:
-        pieces.append(piece)
-        if "noise pretraining: started" in piece:
-            at.setdefault("started", time.monotonic())
-
-    done = precalib_ray.submit(job, address=cluster, tell=tell)
-    told = "".join(pieces)
-    assert (done.status, done.exit_code) == ("SUCCEEDED", 0), told
+    process = given(head, job)
+    assert process.stdout is not None
+    assert any("noise pretraining: started" in line for line in process.stdout)
+    assert [found.status for found in client.list_jobs()] == [JobStatus.RUNNING]
+    done, log = ended(process)
+    assert (done.status, done.exit_code) == ("SUCCEEDED", 0), log
     assert done.model_uri == "models:/mlp-k10-precalibrated/1"
-    assert at["started"] < time.monotonic() - 1, "the log was streamed"
-    assert capsys.readouterr() == ("", "")
 
     # Given again, while every CPU is taken; and by another job, in other words.
-    client = JobSubmissionClient(cluster)
     taken = client.submit_job(entrypoint="sleep 600", entrypoint_num_cpus=1)
     try:
         wait(client, taken, JobStatus.RUNNING)
-        again = precalib_ray.submit(job, address=cluster, follow=False)
+        again, _ = ended(given(head, job, follow=False))
         wait(client, again.id, JobStatus.SUCCEEDED)
         assert "has finished before" in client.get_job_logs(again.id)
         known = base.validate(
             RegisterConfig, {"path": str(tmp_path / "given" / "final"), "tracking": {"uri": store}}
         )
-        assert precalib_ray.submit(known, address=cluster).model_uri == done.model_uri
+        assert ended(given(head, known))[0].model_uri == done.model_uri
     finally:
         client.stop_job(taken)
 
     # What is refused on the cluster is told by its exit code.
-    other = config(storage=str(tmp_path), tracking={"uri": store}, seed=1)
-    ended = precalib_ray.submit(other, address=cluster)
-    assert (ended.status, ended.exit_code, ended.model_uri) == ("FAILED", 2, None)
-    out, err = capsys.readouterr()
-    assert "seed: 1: was 0 in that run" in out
-    assert err == ""
+    other, log = ended(given(head, config(storage=str(tmp_path), tracking={"uri": store}, seed=1)))
+    assert (other.status, other.exit_code, other.model_uri) == ("FAILED", 2, None)
+    assert "seed: 1: was 0 in that run" in log
 
 
 def wait(client: JobSubmissionClient, job_id: str, wanted: JobStatus) -> None:
@@ -215,41 +221,41 @@ def wait(client: JobSubmissionClient, job_id: str, wanted: JobStatus) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_goes_with_the_job(cluster: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def noise(shape, generator, device): raise SystemExit(77)\n")
-    job = config(noise={"kind": "function", "function": "mine:noise"}, tracking={"offline": True})
-    assert precalib_ray.submit(job, address=cluster, working_dir=tmp_path).exit_code == 77
-    with pytest.raises(ValueError, match="nowhere"):
-        precalib_ray.submit(job, address=cluster, working_dir=tmp_path / "nowhere")
+def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit(77)\n")
+    (tmp_path / ".git").mkdir()
+    job = config(noise={"kind": "function", "name": "mine:noise"}, tracking={"offline": True})
+    done, log = ended(given(head, job, working_dir=str(tmp_path)))
+    assert done.exit_code == 77, log
+    _, told = given(head, job, working_dir=str(tmp_path / "nowhere")).communicate(timeout=100)
+    assert "ValueError: directory" in told
 
 
 @pytest.mark.slow
 def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
-    cluster: str, tmp_path: Path
+    head: Head, tmp_path: Path
 ) -> None:
-    given = ["name=shell", "model={kind: mlp, num_classes: 10, input_shape: [1, 8, 8]}",
-             "noise.kind=gaussian", "duration.steps=1", "--print-config"]  # fmt: skip
-    alone = submit(cluster, tmp_path, [], ["python", "-m", "precalib_ray", "pretrain", *given])
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert "name: shell" in alone.stdout
+    where = "python -c 'import precalib_ray; print(precalib_ray.__file__)'"
+    fields = "name=shell noise.kind=gaussian model.kind=mlp model.input_shape='[1, 8, 8]'"
+    job = f"python -m precalib_ray pretrain {fields} --print-config"
+    alone = submit(head, tmp_path, job, where)
+    assert "name: shell" in alone
+    assert "/installed/precalib_ray/" in alone
 
-    folder = ["--working-dir", str(REPOSITORY)]
-    job = ["python", "jobs/pretrain.py", "configs/pretrain_mlp.yaml", "--print-config"]
-    checkout = submit(cluster, tmp_path, folder, job)
-    assert checkout.returncode == 0, checkout.stdout + checkout.stderr
-    assert "name: mlp-k10" in checkout.stdout
-    where = ["python", "-c", "import precalib_ray; print(precalib_ray.__file__)"]
-    assert "/working_dir_files/" in submit(cluster, tmp_path, folder, where).stdout
-    assert "/installed/" in submit(cluster, tmp_path, [], where).stdout
+    job = "python jobs/pretrain.py configs/pretrain_mlp.yaml --print-config"
+    checkout = submit(head, tmp_path, job, where, working_dir=REPOSITORY)
+    assert "name: mlp-k10" in checkout
+    assert "/working_dir_files/" in checkout
 
 
-def submit(
-    address: str, folder: Path, options: list[str], job: list[str]
-) -> subprocess.CompletedProcess[str]:
-    """``ray job submit``, by the token in this process's environment."""
-    ray = str(Path(sys.executable).parent / "ray")
-    environment = machine() | {k: os.environ[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    return subprocess.run(
-        [ray, "job", "submit", "--address", address, *options, "--", *job],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+def submit(head: Head, folder: Path, *commands: str, working_dir: Path | None = None) -> str:
+    """``ray job submit`` of commands, in a folder; returns what it shows."""
+    options = [] if working_dir is None else ["--working-dir", str(working_dir)]
+    done = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", head.address, *options, "--",
+         "bash", "-ec", "; ".join(commands)],
+        cwd=folder, env=machine() | head.environment, capture_output=True, text=True, timeout=120,
+        check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
