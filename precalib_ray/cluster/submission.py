@@ -26,6 +26,7 @@ from precalib_ray.config.catalog import name_of
 from precalib_ray.errors import ClusterError
 
 _QUIET = {  # Ray's own words on an upload, and on the end of a log
+    "ray._private.runtime_env.packaging": logging.WARNING,
     "ray._private.runtime_env.working_dir": logging.ERROR,
     "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
     "ray.dashboard.modules.job.sdk": logging.WARNING,

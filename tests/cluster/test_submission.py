@@ -236,7 +236,10 @@ def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
     head: Head, tmp_path: Path
 ) -> None:
     where = "python -c 'import precalib_ray; print(precalib_ray.__file__)'"
-    fields = "name=shell noise.kind=gaussian model.kind=mlp model.input_shape='[1, 8, 8]'"
+    fields = (
+        "noise.kind=gaussian model.kind=mlp model.num_classes=3 model.input_shape=[8] name=shell"
+    )
+    fields += " duration.steps=1"
     job = f"python -m precalib_ray pretrain {fields} --print-config"
     alone = submit(head, tmp_path, job, where)
     assert "name: shell" in alone

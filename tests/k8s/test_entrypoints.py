@@ -2,8 +2,8 @@
 
 A folder stands for the container's /app: what the Dockerfile copies there, and what the head's pod
 mounts. Ray's head and MLflow's server are started with the environment and the commands of their
-containers, but for addresses, passwords, the database and the number of processes. Entry points are given to
-`ray job submit` in the very shell line that KubeRay makes, unchanged.
+containers, but for addresses, passwords, the database and the number of processes. Entry points are
+given to `ray job submit` in the very shell line that KubeRay makes, unchanged.
 """
 
 from __future__ import annotations
@@ -175,9 +175,9 @@ def test_the_other_overlays_give_the_same_commands(
 def test_convert(cluster: Cluster) -> None:
     template = _only(cluster.objects, "Job", "convert")["spec"]["template"]["spec"]
     (container,) = template["containers"]
+    environment = machine() | {"PYTHONPATH": str(REPOSITORY), "HOME": str(cluster.app.parent)}
     done = subprocess.run(
-        container["command"], cwd=cluster.app, env=machine()
-        | {"PYTHONPATH": str(REPOSITORY), "HOME": str(cluster.app.parent)},
+        container["command"], cwd=cluster.app, env=environment,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
