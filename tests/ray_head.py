@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,13 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.registry.servers import end, free_port
 
 BIN = Path(sys.executable).parent
-_STARTS = 3
-"""Ray waits 30 s for what it starts, and no setting makes it wait longer."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,25 @@ def machine() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def ray_head(
-    folder: Path, cwd: Path, environment: Mapping[str, str], *, num_cpus: int
-) -> Iterator[Head]:
-    """A head for a while; its drivers run in ``cwd``, with ``environment`` and the token."""
-    for _ in range(_STARTS):
-        process, head = _start(folder, cwd, environment, num_cpus)
+def ray_head(cwd: Path, environment: Mapping[str, str], *, num_cpus: int) -> Iterator[Head]:
+    """A head for a while; its drivers run in ``cwd``, with ``environment`` and the token.
+
+    Its files are directly in the folder for temporary files: one of pytest's leaves too little of
+    the 107 bytes that the path of a socket may have. The dashboard then fails to start, Ray waits
+    for it for a minute, and its client server gives up meanwhile, "waiting for node info".
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder) / "head.log"
+        process, head = _start(Path(folder), log, cwd, environment, num_cpus)
         try:
-            if answers(f"{head.address}/api/version", process):
-                yield head
-                return
+            assert answers(f"{head.address}/api/version", process), log.read_text()[-2000:]
+            yield head
         finally:
             end(process)
-    pytest.fail(f"no head in {_STARTS} starts: {(folder / 'head.log').read_text()[-2000:]}")
 
 
 def _start(
-    folder: Path, cwd: Path, environment: Mapping[str, str], num_cpus: int
+    folder: Path, log: Path, cwd: Path, environment: Mapping[str, str], num_cpus: int
 ) -> tuple[subprocess.Popen[bytes], Head]:
     port = free_port()
     head = Head(f"http://127.0.0.1:{port}", secrets.token_hex(16))
@@ -69,12 +68,12 @@ def _start(
         f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1",
         f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
         f"--ray-client-server-port={free_port()}", f"--num-cpus={num_cpus}",
-        "--disable-usage-stats", "--temp-dir", str(folder / "r"),
+        "--disable-usage-stats", "--temp-dir", str(folder),
     ]  # fmt: skip
-    with (folder / "head.log").open("ab") as log:
+    with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env=machine() | dict(environment) | head.environment, cwd=cwd, stdout=log,
-            stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            command, env=machine() | dict(environment) | head.environment, cwd=cwd, stdout=file,
+            stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     return process, head
 

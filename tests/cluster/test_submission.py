@@ -121,7 +121,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     )  # fmt: skip
     (folder / "work").mkdir()
     environment = {"PYTHONPATH": str(folder / "installed")}
-    with ray_head(folder, folder / "work", environment, num_cpus=1) as started:
+    with ray_head(folder / "work", environment, num_cpus=1) as started:
         yield started
 
 
@@ -236,11 +236,8 @@ def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
     head: Head, tmp_path: Path
 ) -> None:
     where = "python -c 'import precalib_ray; print(precalib_ray.__file__)'"
-    fields = (
-        "noise.kind=gaussian model.kind=mlp model.num_classes=3 model.input_shape=[8] name=shell"
-    )
-    fields += " duration.steps=1"
-    job = f"python -m precalib_ray pretrain {fields} --print-config"
+    fields = "name=shell noise.kind=gaussian model.kind=mlp model.num_classes=3 duration.steps=1"
+    job = f"python -m precalib_ray pretrain {fields} model.input_shape=[8] --print-config"
     alone = submit(head, tmp_path, job, where)
     assert "name: shell" in alone
     assert "/installed/precalib_ray/" in alone

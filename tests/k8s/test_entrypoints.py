@@ -159,7 +159,7 @@ def _ray(made: Cluster) -> contextlib.AbstractContextManager[Head]:
         "PYTHONPATH": str(REPOSITORY),
         "HOME": str(made.app.parent / "tmp"),
     }
-    return ray_head(made.app.parent, made.app, environment, num_cpus=2)
+    return ray_head(made.app, environment, num_cpus=2)
 
 
 def test_the_other_overlays_give_the_same_commands(
