@@ -1,7 +1,6 @@
 """What drawing noise and running on Ray cost, measured on this machine."""
 
-from precalib_ray.config.jobs import BenchmarkConfig
 from precalib_ray.service.cli import main
 
 if __name__ == "__main__":
-    main(BenchmarkConfig, "precalib_ray.service.benchmark:benchmark")
+    main("benchmark")

@@ -1,7 +1,6 @@
 """The gate: which registered version is champion."""
 
-from precalib_ray.config.jobs import PromoteConfig
 from precalib_ray.service.cli import main
 
 if __name__ == "__main__":
-    main(PromoteConfig, "precalib_ray.service.promote:promote")
+    main("promote")

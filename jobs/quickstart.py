@@ -1,7 +1,6 @@
 """The first thing to run: an over-confident network brought to chance, trained, compared."""
 
-from precalib_ray.config.jobs import QuickstartConfig
 from precalib_ray.service.cli import main
 
 if __name__ == "__main__":
-    main(QuickstartConfig, "precalib_ray.service.quickstart:quickstart")
+    main("quickstart")

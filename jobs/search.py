@@ -1,7 +1,6 @@
 """Search for the recipe that brings a network to chance at the least cost."""
 
-from precalib_ray.config.search import SearchConfig
 from precalib_ray.service.cli import main
 
 if __name__ == "__main__":
-    main(SearchConfig, "precalib_ray.service.search:search")
+    main("search")

@@ -1,7 +1,6 @@
 """Data training: from a pre-calibrated checkpoint, or from one of its baselines."""
 
-from precalib_ray.config.jobs import TrainConfig
 from precalib_ray.service.cli import main
 
 if __name__ == "__main__":
-    main(TrainConfig, "precalib_ray.service.train:train")
+    main("train")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from precalib_ray.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["__version__", "load_pretrained"]
+    from precalib_ray.cluster.submission import submit
+
+__all__ = ["__version__", "load_pretrained", "submit"]
 
 
 def load_pretrained(
@@ -52,3 +54,12 @@ def load_pretrained(
     if num_classes in (None, spec["num_classes"]):
         return model
     return renew_head(model, spec, num_classes).model
+
+
+def __getattr__(name: str) -> Any:
+    """``submit`` comes with Ray, which who only loads a checkpoint does not wait for."""
+    if name == "submit":
+        from precalib_ray.cluster.submission import submit
+
+        return submit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,27 +9,32 @@ import signal
 import sys
 import textwrap
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from precalib_ray.config import base
+from precalib_ray.config.catalog import JOBS
 from precalib_ray.core.importing import load_function
 from precalib_ray.errors import InterruptedRunError, PrecalibError
 from precalib_ray.registry.secrets import guard_logs, redact
 
+MODULE = "__main__.py"
+"""The script, where the package itself is run."""
 
-def main(config_class: type[base.Strict], job: str) -> None:
+
+def main(job: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, read the config, run the job; ends the process with its exit code.
 
-    The job is named ``module:function`` and imported, with Ray and MLflow, only after the config
-    has been found good.
+    The job's function is imported, with Ray and MLflow, only after the config has been found good.
 
     A user's mistake is told in lines and ends with the code of its family; a defect of ours shows
     its traceback.
     """
+    config_class, function = JOBS[job]
     script = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(
-        prog=f"python jobs/{script}",
+        prog=f"python -m precalib_ray {job}" if script == MODULE else f"python jobs/{script}",
         description=(config_class.__doc__ or "").partition("\n")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_fields(config_class),
@@ -44,20 +49,21 @@ def main(config_class: type[base.Strict], job: str) -> None:
             {"choices": [flag.choice]} if flag.choice else {"action": "store_true"}
         )
         parser.add_argument(flag.name, dest=flag.name, help=f"the same as {flag.override}", **kind)
-    arguments = parser.parse_args()
-    file, overrides = arguments.config, list(arguments.overrides)
-    overrides += [f.override for f in config_class.flags if getattr(arguments, f.name)]
+    given = parser.parse_args(arguments)
+    file, overrides = given.config, list(given.overrides)
+    overrides += [f.override for f in config_class.flags if getattr(given, f.name)]
     if file is not None and "=" in file:  # overrides alone make a config too
         file, overrides = None, [file, *overrides]
+    script = job if script == MODULE else script
     sys.path.insert(0, os.getcwd())  # where the user's own functions are
     guard_logs()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: with a checkpoint
     try:
         config = base.load(config_class, file, overrides)
-        if arguments.print_config:
+        if given.print_config:
             print(base.to_yaml(config), end="")
             return
-        load_function(job)(config)
+        load_function(function)(config)
     except PrecalibError as error:
         for line in redact(str(error)).splitlines():
             print(f"{script}: {line}", file=sys.stderr)

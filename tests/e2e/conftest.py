@@ -13,21 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray.config import base, jobs
-from precalib_ray.config.search import SearchConfig
+from precalib_ray.config import base
+from precalib_ray.config.catalog import JOBS
 
 REPOSITORY = Path(__file__).parents[2]
-CLASSES: dict[str, type[base.Strict]] = {
-    "benchmark": jobs.BenchmarkConfig,
-    "convert": jobs.ConvertConfig,
-    "pretrain": jobs.PretrainConfig,
-    "promote": jobs.PromoteConfig,
-    "quickstart": jobs.QuickstartConfig,
-    "register": jobs.RegisterConfig,
-    "search": SearchConfig,
-    "sync": jobs.SyncConfig,
-    "train": jobs.TrainConfig,
-}
+CLASSES: dict[str, type[base.Strict]] = {name: cls for name, (cls, _) in JOBS.items()}
 """What each job's YAML may say; configs are named after their job."""
 
 

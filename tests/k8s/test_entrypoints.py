@@ -2,23 +2,19 @@
 
 A folder stands for the container's /app: what the Dockerfile copies there, and what the head's pod
 mounts. Ray's head and MLflow's server are started with the environment and the commands of their
-containers, but for addresses, passwords and the database. Entry points are given to
-`ray job submit` in the very shell line that KubeRay makes, unchanged.
+containers, but for addresses, passwords, the database and the number of processes. Entry points are
+given to `ray job submit` in the very shell line that KubeRay makes, unchanged.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
-import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,15 +28,10 @@ from tests.e2e.conftest import REPOSITORY
 from tests.k8s import image
 from tests.k8s.checks import config_files
 from tests.k8s.manifests import OVERLAYS, Object, ray_jobs
+from tests.ray_head import BIN, Head, answers, machine, ray_head
+from tests.registry.servers import SETTINGS, end, free_port
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        "PRECALIB_ENTRYPOINTS" not in os.environ,
-        reason="takes minutes and a quiet machine: set PRECALIB_ENTRYPOINTS=1 to run entry points",
-    ),
-]
-BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -51,16 +42,15 @@ class Cluster:
     app: Path
     mlflow: str = ""
     password: dict[str, str] = field(default_factory=dict)
-    dashboard: str = ""
-    token: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
+    head: Head = field(init=False)
 
-    def submit(self, name: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, name: str, more: str = "") -> subprocess.CompletedProcess[str]:
         """Run a RayJob's entry point to its end, as KubeRay's submitter does."""
-        entrypoint = ray_jobs(self.objects)[name]["entrypoint"]
-        line = f"ray job submit --address {self.dashboard} --log-color false -- {entrypoint}"
+        entrypoint = ray_jobs(self.objects)[name]["entrypoint"] + more
+        line = f"ray job submit --address {self.head.address} --log-color false -- {entrypoint}"
+        environment = machine() | self.head.environment | {"HOME": str(self.app.parent / "tmp")}
         return subprocess.run(
-            ["bash", "-ec", line], env=self.environment, cwd="/", capture_output=True, text=True,
+            ["bash", "-ec", line], env=environment, cwd="/", capture_output=True, text=True,
             timeout=600, check=False,
         )  # fmt: skip
 
@@ -75,12 +65,6 @@ class Cluster:
         request.add_header("Authorization", f"Basic {word}")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _variables(container: Object) -> dict[str, str]:
@@ -98,21 +82,15 @@ def cluster(
 ) -> Iterator[Cluster]:
     made = Cluster(overlay("dev-cpu"), tmp_path_factory.mktemp("container") / "app")
     _fill(made)
-    with (made.app.parent / "servers.log").open("w") as log:
-        started = [_start_mlflow(made, log)]
-        try:
-            _wait(f"{made.mlflow}/health", started[-1], log.name)
-            made.api("users/create", {"username": "jobs", "password": made.password["jobs"]})
-            started.append(_start_ray(made, log))
-            _wait(f"{made.dashboard}/api/version", started[-1], log.name)
-            yield made
-        finally:
-            for process in reversed(started):
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.ExitStack() as servers:
+        mlflow = _start_mlflow(made)
+        servers.callback(end, mlflow)
+        assert answers(f"{made.mlflow}/health", mlflow), (
+            made.app.parent / "mlflow.log"
+        ).read_text()
+        made.api("users/create", {"username": "jobs", "password": made.password["jobs"]})
+        made.head = servers.enter_context(_ray(made))
+        yield made
 
 
 def _fill(made: Cluster) -> None:
@@ -132,7 +110,7 @@ def _fill(made: Cluster) -> None:
                 (path / file).write_text(text)
 
 
-def _start_mlflow(made: Cluster, log: object) -> subprocess.Popen[bytes]:
+def _start_mlflow(made: Cluster) -> subprocess.Popen[bytes]:
     """The Deployment's command and environment; loopback and SQLite instead of PostgreSQL."""
     template = _only(made.objects, "Deployment", "mlflow")["spec"]["template"]["spec"]
     (container,) = template["containers"]
@@ -147,11 +125,12 @@ def _start_mlflow(made: Cluster, log: object) -> subprocess.Popen[bytes]:
     assert database in auth
     (folder / "basic_auth.ini").write_text(auth.replace(database, f"sqlite:///{folder}/auth.db"))
     made.password = {"admin": secrets.token_hex(16), "jobs": secrets.token_hex(16)}
-    port = _free_port()
+    port = free_port()
     made.mlflow = f"http://127.0.0.1:{port}"
-    environment = _machine() | _variables(container) | {
+    environment = machine() | SETTINGS | _variables(container) | {
         "MLFLOW_HOST": "127.0.0.1",
         "MLFLOW_PORT": str(port),
+        "MLFLOW_WORKERS": "1",
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
@@ -160,63 +139,27 @@ def _start_mlflow(made: Cluster, log: object) -> subprocess.Popen[bytes]:
         "HOME": str(folder),
     }  # fmt: skip
     command = [str(BIN / container["command"][0]), *container["command"][1:]]
-    return _start(command, environment, folder, log)
+    with folder.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
 
 
-def _start_ray(made: Cluster, log: object) -> subprocess.Popen[bytes]:
+def _ray(made: Cluster) -> contextlib.AbstractContextManager[Head]:
     """A head in /app with the environment of the head's container, and two CPUs of a worker's."""
     template = _only(made.objects, "RayCluster", "precalib")["spec"]["headGroupSpec"]["template"]
     container = template["spec"]["containers"][0]
     client = _only(made.objects, "ConfigMap", "mlflow-client")["data"]
     assert client.keys() == {"MLFLOW_TRACKING_URI"}
-    made.token = secrets.token_hex(16)
-    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": made.token}
-    home = made.app.parent / "tmp"
-    made.environment = _machine() | authentication | {"HOME": str(home)}
-    environment = made.environment | _variables(container) | {
+    environment = _variables(container) | {
         "MLFLOW_TRACKING_URI": made.mlflow,
         "MLFLOW_TRACKING_USERNAME": "jobs",
         "MLFLOW_TRACKING_PASSWORD": made.password["jobs"],
-        "HOME": str(home),
-    }  # fmt: skip
-    port = _free_port()
-    made.dashboard = f"http://127.0.0.1:{port}"
-    command = [
-        str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-        f"--port={_free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-listen-port={_free_port()}", f"--metrics-export-port={_free_port()}",
-        f"--ray-client-server-port={_free_port()}", "--num-cpus=2", "--disable-usage-stats",
-        "--temp-dir", str(made.app.parent / "r"),
-    ]  # fmt: skip
-    return _start(command, environment, made.app, log)
-
-
-def _machine() -> dict[str, str]:
-    """The environment of this machine, without what would lead elsewhere."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "COLUMNS"))}
-    return kept | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-
-
-def _start(
-    command: list[str], environment: dict[str, str], folder: Path, log: object
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: str) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers, and wants a token
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"{url} does not answer: {Path(log).read_text()[-2000:]}")
+        "PYTHONPATH": str(REPOSITORY),
+        "HOME": str(made.app.parent / "tmp"),
+    }
+    return ray_head(made.app, environment, num_cpus=2)
 
 
 def test_the_other_overlays_give_the_same_commands(
@@ -232,8 +175,9 @@ def test_the_other_overlays_give_the_same_commands(
 def test_convert(cluster: Cluster) -> None:
     template = _only(cluster.objects, "Job", "convert")["spec"]["template"]["spec"]
     (container,) = template["containers"]
+    environment = machine() | {"PYTHONPATH": str(REPOSITORY), "HOME": str(cluster.app.parent)}
     done = subprocess.run(
-        container["command"], cwd=cluster.app, env=_machine() | {"HOME": str(cluster.app.parent)},
+        container["command"], cwd=cluster.app, env=environment,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -242,7 +186,7 @@ def test_convert(cluster: Cluster) -> None:
 
 def test_a_stranger_is_refused(cluster: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{cluster.head.address}/api/jobs/", timeout=10)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(
             f"{cluster.mlflow}/api/2.0/mlflow/registered-models/search", timeout=10
@@ -275,12 +219,12 @@ def test_search(cluster: Cluster) -> None:
 
 
 def test_nightly_search_has_the_name_of_the_day(cluster: Cluster) -> None:
+    """The search itself is that of ``search``."""
     days = {datetime.datetime.now(datetime.UTC).date()}
-    done = cluster.submit("nightly-search")
+    done = cluster.submit("nightly-search", " --print-config")
     days.add(datetime.datetime.now(datetime.UTC).date())
     assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = (cluster.app / "runs").glob("nightly-search-*")
-    assert made.name in {f"nightly-search-{day}" for day in days}
+    assert any(f"name: nightly-search-{day}\n" in done.stdout for day in days)
 
 
 def test_a_job_that_fails_fails_its_submission(cluster: Cluster) -> None:
