@@ -239,7 +239,8 @@ def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
         "from precalib_ray.cluster import placement\n"
         "ray.init(logging_level='ERROR')\n"
         "assert not placement._autoscaled()\n"
-        "placement.require(placement.Request(1, 1, labels={'zone': 'late'}), local=False, tell=print)\n"
+        "request = placement.Request(1, 1, labels={'zone': 'late'})\n"
+        "placement.require(request, local=False, tell=print)\n"
     )
     nodes.start("late", 1)
     done = nodes.run("-c", code)
