@@ -7,33 +7,43 @@ waiting for others, drawing its batch and the forward pass, tells who that is.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 WINDOW_S = 5.0
-"""Work of the busiest worker before workers are compared."""
+"""Seconds over which workers are compared."""
 
-FACTOR = 1.5
-"""Times the median of the others' work that makes a straggler."""
+FACTOR, SHARE = 1.5, 0.1
+"""Times the median of the others' work, and the share of the time by which it is more, that make a
+straggler."""
 
 
 class Stragglers:
     """Compares the work of ranks over windows of time."""
 
-    def __init__(self, names: Sequence[str], tell: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        tell: Callable[[str, int, float], None],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """``names`` of the workers, by rank; ``tell`` takes a message, the rank, and the factor."""
-        self._names, self._tell = names, tell
-        self._work = [0.0] * len(names)
+        self._names, self._tell, self._clock = names, tell, clock
+        self._work, self._since = [0.0] * len(names), clock()
         self._slow: int | None = None
 
     def add(self, work: Sequence[float]) -> None:
         """Add seconds of work by rank; tells of a straggler once, until it is none any more."""
         self._work = [sum(seconds) for seconds in zip(self._work, work, strict=True)]
-        if len(work) < 2 or max(self._work) < WINDOW_S:
+        window = self._clock() - self._since
+        if len(work) < 2 or window < WINDOW_S:
             return
         slowest = max(range(len(work)), key=self._work.__getitem__)
-        others = self._work[:slowest] + self._work[slowest + 1 :]
-        factor = self._work[slowest] / max(statistics.median(others), 1e-9)
-        slow = slowest if factor >= FACTOR else None
+        usual = statistics.median(self._work[:slowest] + self._work[slowest + 1 :])
+        factor = self._work[slowest] / max(usual, 1e-9)
+        excess = self._work[slowest] - usual
+        slow = slowest if factor >= FACTOR and excess >= SHARE * window else None
         if slow is not None and slow != self._slow:
             self._tell(
                 f"straggler: rank {slow} ({self._names[slow]}) takes {factor:.1f} times as long as "
@@ -42,4 +52,4 @@ class Stragglers:
                 factor,
             )
         self._slow = slow
-        self._work = [0.0] * len(work)
+        self._work, self._since = [0.0] * len(work), self._clock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -14,29 +13,27 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 
 from precalib_ray.cluster import placement
 from precalib_ray.cluster.channel import Channel
 from precalib_ray.data.storage import Folder
-from precalib_ray.errors import CheckpointError, ClusterError, PrecalibError
+from precalib_ray.errors import ClusterError, PrecalibError
 
 GRACE_S = 60.0
 """How long an interrupted run may take to write a checkpoint."""
 
 _GOES_ON = "Submitted again, the job goes on from its last checkpoint"
-_NOTE = "checkpoint_manager_snapshot.json"
-"""Ray's, of which checkpoints there are."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What rank 0 returned, and the checkpoint that it reported last."""
+    """What rank 0 returned."""
 
     outcome: dict[str, Any]
     checkpoint: str
-    """Its name in the run's folder on storage."""
+    """The last one's name in the run's folder on storage."""
 
 
 def fit(
@@ -86,13 +83,13 @@ def fit(
                 "shared": references,
                 "mailbox": channel.mailbox,
                 "cpus": request.cpus,
+                "keep": keep,
             },
             scaling_config=request.scaling_config(),
             run_config=RunConfig(
                 name=config["name"],
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=scaling["max_failures"]),
-                checkpoint_config=CheckpointConfig(num_to_keep=keep),
             ),
         )
         return trainer.fit()
@@ -113,7 +110,8 @@ def fit(
         return may_save()
 
     references = {name: ray.put(value) for name, value in shared.items()}
-    _set_damaged_aside(config, tell)
+    # Of runs that were begun when Ray kept the checkpoints; it would insist on all of them.
+    (Folder.at(storage) / config["name"]).delete("checkpoint_manager_snapshot.json")
     ended = threading.Event()
     pump = threading.Thread(target=_pump, args=(channel, on_record, tell, ended), daemon=True)
     pump.start()
@@ -128,7 +126,7 @@ def fit(
     returned = result.return_value
     if "error" in returned:
         raise returned["error"]
-    return Fitted(returned["outcome"], Path(result.checkpoint.path).name)
+    return Fitted(returned["outcome"], returned["checkpoint"])
 
 
 def in_thread(work: Callable[[], Any], *, on_interrupt: Callable[[], bool] | None = None) -> Any:
@@ -159,20 +157,6 @@ def in_thread(work: Callable[[], Any], *, on_interrupt: Callable[[], bool] | Non
 def storage_path(storage: str) -> str:
     """What Ray takes: a URI as it is, a relative path made absolute."""
     return storage if "://" in storage else str(Path(storage).absolute())
-
-
-def _set_damaged_aside(config: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-    """Rename Ray's note of a run's checkpoints if it cannot be read: it was being written when
-    storage was full, or the process was killed. Workers then look for checkpoints themselves.
-    """
-    folder = Folder.at(storage_path(config["storage"])) / config["name"]
-    text = folder.read(_NOTE)
-    try:
-        json.loads(text or "{}")
-    except ValueError:
-        folder.write(f"{_NOTE}.damaged", text or "")
-        folder.delete(_NOTE)
-        tell(f"{folder}/{_NOTE} is damaged and set aside")
 
 
 def _pump(
@@ -207,10 +191,6 @@ def _cause(error: Exception) -> Exception:
             "Ray's controller of the run was lost more often than scaling.max_failures allows. "
             + _GOES_ON
         )
-    if isinstance(error, ray.train.ControllerError) and isinstance(
-        error.controller_failure, OSError
-    ):
-        return CheckpointError(f"storage fails: {error.controller_failure}")
     failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
     lost = []
     for rank, failure in failures.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
@@ -16,7 +15,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import Checkpoint
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
@@ -29,7 +28,7 @@ from precalib_ray.core.pretraining import Outcome, Pretraining
 from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import CheckpointError, DivergedError, InterruptedRunError
 
-_STEP = r"step-\d{8}(-\d+)?"
+_STEP = r"step-\d{8,}"
 """Names of checkpoints on the way."""
 
 
@@ -61,7 +60,7 @@ def _work(
     log = Log(run=config["name"], phase=name, rank=context.get_world_rank())
     run = phase(config, **_shared(payload), device=_prepare(payload))
     sender = Sender(payload["mailbox"])
-    storage = _Storage(log, on_error=config["on_save_error"])
+    storage = _Storage(log, last=last, keep=payload["keep"], on_error=config["on_save_error"])
 
     def tell(message: str, **fields: Any) -> None:
         """Say something, on rank 0 to the driver too."""
@@ -96,7 +95,7 @@ def _work(
     finally:
         sender.flush()
     log.info("training has ended", step=run.progress.step, stop_reason=run.progress.stop_reason)
-    return {"outcome": to_plain(outcome)}
+    return {"outcome": to_plain(outcome), "checkpoint": last}
 
 
 def _prepare(payload: Mapping[str, Any]) -> torch.device:
@@ -121,60 +120,65 @@ def _names() -> list[str]:
 
 
 class _Storage:
-    """The run's folder, as all ranks use it together; rank 0 writes."""
+    """The checkpoints in the run's folder, as all ranks use them together; rank 0 writes.
 
-    def __init__(self, log: Log, *, on_error: str) -> None:
-        self._log, self._on_error = log, on_error
-        self._context = ray.train.get_context()
-        storage = self._context.get_storage()
+    Ray Train would keep a note of them too, in a file that a full disk truncates, that another
+    version of Ray does not read, and without which its checkpoints are lost. A folder's name says
+    all that must be known, and what is not whole is not loaded; so Ray is told of none.
+    """
+
+    def __init__(self, log: Log, *, last: str, keep: int, on_error: str) -> None:
+        self._log, self._last, self._keep, self._on_error = log, last, keep, on_error
+        self._is_writer = ray.train.get_context().get_world_rank() == 0
+        storage = ray.train.get_context().get_storage()
         self._files, self._folder = storage.storage_filesystem, storage.experiment_fs_path
+        self._damaged: set[str] = set()
         self._last_good = ""
 
     def resume(self, resume: Callable[[Path], None], tell: Callable[[str], None]) -> str:
-        """Go on from the newest checkpoint that can be read; returns where it is, if there is one.
+        """Go on from the newest checkpoint that can be read.
+
+        Returns:
+            where it is; empty if there is none.
 
         Raises:
             CheckpointError: there are some, and none can be read.
         """
-        error = None
-        for path in self._candidates():
-            checkpoint = Checkpoint(path, self._files)
-            with checkpoint.as_directory() as directory:
+        found, failure = "", ""
+        if self._is_writer:  # who decides for all: on NFS, others may not see the newest yet
+            for name in self._names():
                 try:
-                    resume(Path(directory))
-                except CheckpointError as found:
-                    tell(f"checkpoint not usable, going back one: {found}")
-                    error = error or found
+                    self._load(resume, name)
+                except CheckpointError as error:
+                    tell(f"checkpoint not usable, going back one: {error}")
+                    self._damaged.add(name)
+                    failure = failure or str(error)[:500]
                 else:
-                    self._last_good = path
-                    return path
-        if error is not None:
-            raise error
-        return ""
+                    found, failure = name, ""
+                    break
+        found, failure = broadcast_from_rank_zero((found, failure))
+        if failure:
+            raise CheckpointError(failure)
+        if not found:
+            return ""
+        if not self._is_writer:
+            try:
+                self._load(resume, found)
+            except CheckpointError as error:  # Ray starts all again
+                raise OSError(
+                    f"rank 0 can read a checkpoint that this rank cannot: {error}"
+                ) from None
+        self._last_good = f"{self._folder}/{found}"
+        return self._last_good
 
-    def _candidates(self) -> list[str]:
-        """Checkpoints, the newest first: those that Ray has noted, or all if its note is lost."""
-        latest = ray.train.get_checkpoint()
-        if latest is not None:
-            reported = reversed(ray.train.get_all_reported_checkpoints())
-            return list(dict.fromkeys([latest.path, *(r.checkpoint.path for r in reported)]))
-        there = self._files.get_file_info(pyarrow.fs.FileSelector(self._folder))
-        found = [
-            (*map(int, re.findall(r"\d+", i.base_name)), i.path)
-            for i in there
-            if re.fullmatch(_STEP, i.base_name)
-        ]
-        return [path for *_, path in sorted(found, reverse=True)]
+    def _load(self, resume: Callable[[Path], None], name: str) -> None:
+        with Checkpoint(f"{self._folder}/{name}", self._files).as_directory() as directory:
+            resume(Path(directory))
 
     def save(
-        self,
-        write: Callable[[Path], None],
-        name: str,
-        progress: Progress,
-        *,
-        end: bool = False,
+        self, write: Callable[[Path], None], name: str, progress: Progress, *, end: bool = False
     ) -> str:
-        """Put a checkpoint on storage; every rank calls this, rank 0 writes and names it.
+        """Put a checkpoint on storage; every rank calls this, rank 0 writes.
 
         Args:
             write: writes it to a folder.
@@ -189,37 +193,30 @@ class _Storage:
         Raises:
             CheckpointError: on every rank, it could not be written.
         """
-        path, failure = "", ""
-        if self._context.get_world_rank() == 0:
-            path = f"{self._folder}/{self._free_name(name)}"
+        path, failure = f"{self._folder}/{name}", ""
+        if self._is_writer:
             try:
                 self._put(write, path)
             except OSError as error:
-                failure = f"{path}: cannot be written: {error}"[:500]
-        told: tuple[str, str] = broadcast_from_rank_zero((path, failure))
-        path, failure = told
+                failure = str(error)[:500]
+            else:
+                self._damaged.discard(name)
+                self._prune()
+        failure = str(broadcast_from_rank_zero(failure))
         if failure:
             last = self._last_good or "none was written yet"
-            failure += f"; last good checkpoint: {last}"
+            failure = f"{path}: cannot be written: {failure}; last good checkpoint: {last}"
             if end or self._on_error == "stop":
                 raise CheckpointError(failure)
             self._log.warning(failure, step=progress.step)
             return self._last_good
-        written = Checkpoint(path, self._files) if self._context.get_world_rank() == 0 else None
-        ray.train.report(
-            {"step": progress.step},
-            checkpoint=written,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-        )
-        if written is not None:
-            self._log.info("checkpoint", step=progress.step, checkpoint=path)
         self._last_good = path
+        if self._is_writer:
+            self._log.info("checkpoint", step=progress.step, checkpoint=path)
         return path
 
     def _put(self, write: Callable[[Path], None], path: str) -> None:
-        """Write a checkpoint whole. An object store cannot move folders: there it counts as one
-        once Ray has noted it.
-        """
+        """Write a checkpoint; locally it appears whole, on an object store file by file."""
         if isinstance(self._files, pyarrow.fs.LocalFileSystem):
             write(Path(path))
             return
@@ -234,16 +231,22 @@ class _Storage:
                 destination_filesystem=self._files,
             )
 
-    def _free_name(self, name: str) -> str:
-        """The name, or with a number if it is taken.
+    def _prune(self) -> None:
+        """Delete what is older than the newest, and what could not be read."""
+        good = [name for name in self._names() if name not in self._damaged]
+        for name in [*good[self._keep :], *self._damaged]:
+            try:
+                self._files.delete_dir(f"{self._folder}/{name}")
+            except OSError as error:
+                self._log.warning(f"{self._folder}/{name}: cannot be deleted: {error}")
+        self._damaged.clear()
 
-        A run that passed over a damaged checkpoint comes by its step again; under the same name,
-        Ray would delete the new one when the old one's time is over.
-        """
-        candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
-        missing = pyarrow.fs.FileType.NotFound
-        kinds = ((c, self._files.get_file_info(f"{self._folder}/{c}").type) for c in candidates)
-        return next(c for c, found in kinds if found == missing)
+    def _names(self) -> list[str]:
+        """Checkpoints, the newest first."""
+        there = self._files.get_file_info(pyarrow.fs.FileSelector(self._folder))
+        names = [info.base_name for info in there]
+        on_the_way = sorted((name for name in names if re.fullmatch(_STEP, name)), reverse=True)
+        return [name for name in names if name == self._last] + on_the_way
 
 
 class _Calls:

@@ -47,6 +47,9 @@ def save(
         normalization: mean and std per channel that inputs in [0, 1] are standardized with; None
             for a model that has seen no data: standardize with those of your own.
         trainer_state: tensors and plain data, needed to go on with training.
+
+    Raises:
+        OSError: it cannot be written; there is no trace of it.
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +65,8 @@ def save(
         (written / SPEC_FILE).write_text(json.dumps(description, indent=2) + "\n")
         (written / METRICS_FILE).write_text(json.dumps(dict(metrics), indent=2) + "\n")
         if trainer_state is not None:
-            torch.save(dict(trainer_state), written / STATE_FILE)
+            with (written / STATE_FILE).open("wb") as file:
+                torch.save(dict(trainer_state), file)
         written.chmod(0o755)
         if directory.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -75,8 +79,12 @@ def save(
             shutil.rmtree(old)
         else:
             os.replace(written, directory)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(written, ignore_errors=True)
+        if isinstance(error, safetensors.SafetensorError):
+            raise OSError(f"{directory}: {error}") from error
+        if isinstance(error.__context__, OSError):  # torch hides it behind one of its own
+            raise error.__context__ from None
         raise
     return directory
 

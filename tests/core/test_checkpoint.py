@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -263,3 +264,17 @@ def test_torchvision_models_keep_their_statistics(name, tmp_path):
     loaded = checkpoint.load_model(tmp_path / "c")
     assert same_bits(loaded.state_dict(), model.state_dict())
     assert any(key.endswith("running_mean") for key in loaded.state_dict())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer_state.pt"])
+def test_what_cannot_be_written_leaves_no_trace(tmp_path, file):
+    big, small = ({"width": 500}, {"step": 7}), ({}, {"step": torch.zeros(100_000)})
+    spec, state = big if file == "model.safetensors" else small
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large"):
+            save(tmp_path / "c", spec=SPEC | spec, trainer_state=state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path)
