@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 WINDOW_S = 5.0
 """Seconds over which workers are compared."""
 
-FACTOR, SHARE = 1.5, 0.1
+FACTOR, SHARE = 1.5, 0.05
 """Times the median of the others' work, and the share of the time by which it is more, that make a
 straggler."""
 

@@ -28,8 +28,11 @@ Node = Any
 class Nodes:
     """Head without CPUs, where drivers run; nodes of one CPU each are added and killed."""
 
-    def __init__(self) -> None:
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    def __init__(self, *, ip: str | None = None) -> None:
+        """``ip`` is that of the head, where other hosts are to reach it."""
+        address = {"node_ip_address": ip} if ip else {}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **address})
+        self._address = address
         self.here: list[Node] = []
         self._driver = concurrent.futures.ProcessPoolExecutor(
             max_workers=1,
@@ -41,7 +44,7 @@ class Nodes:
     def scale_to(self, number: int) -> None:
         """Add nodes, or kill some."""
         while len(self.here) < number:
-            self.here.append(self.cluster.add_node(num_cpus=1, wait=True))
+            self.here.append(self.cluster.add_node(num_cpus=1, wait=True, **self._address))
         while len(self.here) > number:
             self.kill(self.here[-1])
 

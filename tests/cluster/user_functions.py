@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import ray
@@ -46,4 +47,11 @@ def noise_that_tells_where(
     if folder:
         zone = ray.get_runtime_context().get_node_labels()["zone"]
         Path(folder, f"{zone}-{os.getpid()}").touch()
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def slow_noise(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Gaussian noise that takes its time where Ray runs, so that something can happen meanwhile."""
+    if ray.is_initialized():
+        time.sleep(2e-4 * shape[0])
     return torch.randn(shape, generator=generator, device=device)
