@@ -18,9 +18,9 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from ray._raylet import GcsClient
 from safetensors.torch import load_file
 
+from precalib_ray.cluster.leaving import announce
 from precalib_ray.config import base
 from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.core.pretraining import Pretraining
@@ -174,13 +174,8 @@ def test_a_node_that_will_be_taken_away(nodes: Nodes, tmp_path: Path) -> None:
     wait_for(lambda: len(nodes.workers()) == 2)
     wait_for(lambda: "training begins" in nodes.said_by_workers())
     leaving = nodes.here[-1]
-    grace_ms = 10_000
-    preemption = 2
-    accepted, reason = GcsClient(address=nodes.cluster.address).drain_node(
-        leaving.node_id, preemption, "spot", int(time.time() * 1000) + grace_ms
-    )
-    assert accepted, reason
-    step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=grace_ms / 1000)
+    announce(leaving.node_id, address=nodes.cluster.address, seconds=10)
+    step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=10)
     nodes.scale_to(1)
     done, said = running.result(300)
     assert "will be taken away: writing a checkpoint" in said
