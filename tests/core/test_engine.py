@@ -15,7 +15,7 @@ from precalib_ray.core import engine as engines
 from precalib_ray.core import models
 from precalib_ray.core.engine import Engine, Limits, Progress, run
 from precalib_ray.core.pretraining import Pretraining, probe_schedule
-from precalib_ray.errors import DivergedError
+from precalib_ray.errors import DivergedError, InterruptedRunError
 from tests.core import runs
 from tests.core.runs import comparable, recipe, same_bits, weights
 from tests.core.user_functions import small_conv
@@ -496,6 +496,51 @@ def test_resumed_run_ends_with_the_same_bits(name, at, tmp_path):
     assert comparable(first.progress) == comparable(second.progress)
     assert first.after == second.after
     assert first.before == second.before
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_call_from_outside_is_answered_with_a_checkpoint(check_every, tmp_path, monkeypatch):
+    """Saved where no checkpoint was due, ended there, and gone on with: the same bits."""
+    monkeypatch.setattr(engines, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setitem(engines.CHECK_EVERY, "cpu", check_every)
+    undisturbed = Pretraining(recipe())
+    undisturbed.run()
+    called = Pretraining(recipe())
+    saved, calls = [], iter(["", "save", "", "stop"])
+
+    def save(progress):
+        saved.append(progress.step)
+        called.write(tmp_path / "c")
+        return "c"
+
+    with pytest.raises(InterruptedRunError, match="c"):
+        called.run(save=save, call=lambda: next(calls))
+    assert len(saved) == 2
+    assert 1 < saved[0] < saved[1] < 20
+    resumed = Pretraining(recipe())
+    resumed.resume(tmp_path / "c")
+    assert resumed.progress.step == saved[1]
+    resumed.run()
+    assert same_bits(weights(undisturbed), weights(resumed))
+
+
+def test_nobody_is_asked_more_often_than_it_says():
+    asked = []
+    Pretraining(recipe(duration={"steps": 50})).run(call=lambda: asked.append(1) or "")
+    assert len(asked) <= 2  # they take milliseconds
+
+
+def test_work_is_drawing_and_forward():
+    run_ = Pretraining(recipe(duration={"steps": 5}, probes={"every": 100}))
+    forward = run_.engine._forward
+    run_.engine._forward = lambda inputs: time.sleep(0.05) or forward(inputs)
+    step, update = run_.engine.optimizer.step, []
+    run_.engine.optimizer.step = lambda: time.sleep(0.1) or update.append(1) or step()
+    told = []
+    run_.run(on_work=told.append)
+    assert len(update) == 5
+    assert all(len(work) == 1 for work in told)
+    assert 0.25 <= sum(work[0] for work in told) < 0.5
 
 
 def test_dropout_depends_on_the_step():
