@@ -65,7 +65,7 @@ class DivergedError(PrecalibError):
 
 
 class InterruptedRunError(PrecalibError):
-    """A run was asked to end before its time, and has written a checkpoint to go on from."""
+    """A run has ended before its time, as it was asked to; it goes on from its last checkpoint."""
 
     exit_code = 130
 

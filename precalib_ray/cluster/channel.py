@@ -15,9 +15,8 @@ class _Mailbox:
         self._records: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._ending = False
 
-    async def put(self, record: dict[str, Any]) -> bool:
+    async def put(self, record: dict[str, Any]) -> None:
         self._records.put_nowait(record)
-        return self._ending
 
     async def take(self, seconds: float) -> dict[str, Any] | None:
         with contextlib.suppress(TimeoutError):
@@ -26,6 +25,9 @@ class _Mailbox:
 
     async def end(self) -> None:
         self._ending = True
+
+    async def ending(self) -> bool:
+        return self._ending
 
 
 class Channel:
@@ -60,8 +62,12 @@ class Sender:
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._sending: ray.ObjectRef | None = None
-        self.ending = False
-        """Whether the driver wants the run to end, as of the last record that has arrived."""
+
+    def ending(self) -> bool:
+        """Whether the driver wants the run to end."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            return bool(ray.get(self._mailbox.ending.remote()))
+        return False
 
     def send(self, record: dict[str, Any]) -> None:
         """Send a record, once the last one has arrived; training does not wait for this one."""
@@ -73,5 +79,5 @@ class Sender:
         """Wait until the last record has arrived."""
         if self._sending is not None:
             with contextlib.suppress(ray.exceptions.RayError):
-                self.ending = ray.get(self._sending)
+                ray.get(self._sending)
             self._sending = None

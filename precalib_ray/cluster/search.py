@@ -20,6 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from precalib_ray.cluster import trainer, worker
+from precalib_ray.cluster.threads import in_thread
 from precalib_ray.core.engine import Progress
 from precalib_ray.core.pretraining import Pretraining
 from precalib_ray.core.probes import PanelResult
@@ -114,7 +115,7 @@ def run(
     # At the end Tune misses the files that the loggers would have written; see ``session``.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     try:
-        trainer.in_thread(tuner.fit)
+        in_thread(tuner.fit)
     finally:
         searcher.closed = True
 

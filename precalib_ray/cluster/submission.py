@@ -21,6 +21,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from precalib_ray.cluster.threads import in_thread
 from precalib_ray.config.base import Strict
 from precalib_ray.config.catalog import name_of
 from precalib_ray.errors import ClusterError
@@ -110,15 +111,18 @@ def submit(
             runtime_env=environment,
             metadata={"precalib.job": job},
         )
-        if not follow:
-            return Submitted(job_id, client.get_job_status(job_id).value)
-        return _follow(client, job_id, tell)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
         hint = _NO_AGENT if "No available agent" in str(error) else ""
         raise ClusterError(f"{address or 'the cluster'}: {error}{hint}") from None
     except AuthenticationError as error:
         reason = str(error).partition("\n")[0]
         raise ClusterError(f"{address or 'the cluster'}: {reason}{_NO_TOKEN}") from None
+    try:
+        if not follow:
+            return Submitted(job_id, client.get_job_status(job_id).value)
+        return _follow(client, job_id, tell)
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        raise ClusterError(f"{job_id} was submitted, and cannot be followed: {error}") from None
 
 
 def _require_answer(address: str) -> None:
@@ -140,7 +144,7 @@ def _follow(client: JobSubmissionClient, job_id: str, tell: Callable[[str], None
         async for piece in client.tail_job_logs(job_id):
             tell(piece)
 
-    asyncio.run(stream())
+    in_thread(lambda: asyncio.run(stream()))  # a notebook's thread has a loop of its own
     while (info := client.get_job_info(job_id)).status not in _ENDED:  # it ends after its log
         time.sleep(_POLL_S)
     found = _REGISTERED.findall(client.get_job_logs(job_id))

@@ -18,8 +18,9 @@ from ray.train.torch import TorchTrainer
 
 from precalib_ray.cluster import placement
 from precalib_ray.cluster.channel import Channel
+from precalib_ray.cluster.threads import in_thread
 from precalib_ray.data.storage import Folder
-from precalib_ray.errors import ClusterError, PrecalibError
+from precalib_ray.errors import CheckpointError, ClusterError, PrecalibError
 
 GRACE_S = 60.0
 """How long an interrupted run may take to write a checkpoint."""
@@ -73,7 +74,7 @@ def fit(
     placement.require_shared(
         request, storage=config["storage"], folder=f"{storage}/{config['name']}"
     )
-    channel = Channel()
+    channel, interrupted = Channel(), threading.Event()
 
     def attempt() -> ray.train.Result:
         trainer = TorchTrainer(
@@ -99,21 +100,33 @@ def fit(
         for _ in range(scaling["max_failures"]):
             try:
                 return attempt()
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayActorError as error:
+                if interrupted.is_set() or error.actor_init_failed:
+                    raise
                 tell("Ray's controller of the run was lost; going on with another")
         return attempt()
 
-    def on_interrupt() -> bool:
-        if may_save():
-            tell("interrupted: a checkpoint is being written (once more to end at once)")
-            channel.ask_to_end()
-        return may_save()
+    def on_interrupt(outcome: Future[ray.train.Result]) -> None:
+        interrupted.set()
+        if not may_save():
+            return
+        tell("interrupted: a checkpoint is being written (once more to end at once)")
+        channel.ask_to_end()
+        concurrent.futures.wait([outcome], GRACE_S)
+        if not outcome.done():
+            tell(f"no checkpoint was written within {GRACE_S:.0f} s")
+        elif outcome.exception() is None:
+            error = outcome.result().return_value.get("error")
+            if isinstance(error, CheckpointError):
+                tell(str(error))
 
     references = {name: ray.put(value) for name, value in shared.items()}
     # Of runs that were begun when Ray kept the checkpoints; it would insist on all of them.
     (Folder.at(storage) / config["name"]).delete("checkpoint_manager_snapshot.json")
     ended = threading.Event()
-    pump = threading.Thread(target=_pump, args=(channel, on_record, tell, ended), daemon=True)
+    pump = threading.Thread(
+        target=_pump, args=(channel, on_record, tell, ended, interrupted), daemon=True
+    )
     pump.start()
     try:
         result = in_thread(attempts, on_interrupt=on_interrupt)
@@ -129,31 +142,6 @@ def fit(
     return Fitted(returned["outcome"], returned["checkpoint"])
 
 
-def in_thread(work: Callable[[], Any], *, on_interrupt: Callable[[], bool] | None = None) -> Any:
-    """Run in a thread: in the main one Ray would take over Ctrl-C, and end the process its way.
-
-    Args:
-        work: what to run.
-        on_interrupt: called when this thread is interrupted; whether ``work`` is then given
-            ``GRACE_S`` seconds to end. It is interrupted all the same.
-    """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return outcome.result()
-    except KeyboardInterrupt:
-        if on_interrupt is not None and on_interrupt():
-            concurrent.futures.wait([outcome], GRACE_S)
-        raise
-
-
 def storage_path(storage: str) -> str:
     """What Ray takes: a URI as it is, a relative path made absolute."""
     return storage if "://" in storage else str(Path(storage).absolute())
@@ -164,9 +152,10 @@ def _pump(
     on_record: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
     ended: threading.Event,
+    interrupted: threading.Event,
 ) -> None:
-    """Hand over records until the job has ended and there are no more."""
-    while True:
+    """Hand over records until the job has ended and there are no more, or nobody waits for them."""
+    while not (ended.is_set() and interrupted.is_set()):
         try:
             record = channel.take(0.2)
         except ray.exceptions.RayError:
@@ -186,7 +175,7 @@ def _pump(
 
 def _cause(error: Exception) -> Exception:
     """The user's mistake or lost machine behind a failed run; a defect of ours stays as it is."""
-    if isinstance(error, ray.exceptions.RayActorError):
+    if isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed:
         return ClusterError(
             "Ray's controller of the run was lost more often than scaling.max_failures allows. "
             + _GOES_ON

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from precalib_ray.cluster.channel import Sender
 from precalib_ray.cluster.gauges import Gauges
 from precalib_ray.cluster.logs import Log
 from precalib_ray.cluster.stragglers import Stragglers
+from precalib_ray.core.checkpoint import STATE_FILE
 from precalib_ray.core.engine import Call, Progress
 from precalib_ray.core.pretraining import Outcome, Pretraining
 from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import CheckpointError, DivergedError, InterruptedRunError
 
-_STEP = r"step-\d{8,}"
-"""Names of checkpoints on the way."""
+LAST_CALL_S = 10.0
+"""How long before a node is taken away a last checkpoint is written."""
 
 
 def pretrain(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +62,6 @@ def _work(
     log = Log(run=config["name"], phase=name, rank=context.get_world_rank())
     run = phase(config, **_shared(payload), device=_prepare(payload))
     sender = Sender(payload["mailbox"])
-    storage = _Storage(log, last=last, keep=payload["keep"], on_error=config["on_save_error"])
 
     def tell(message: str, **fields: Any) -> None:
         """Say something, on rank 0 to the driver too."""
@@ -68,8 +69,9 @@ def _work(
         if context.get_world_rank() == 0:
             sender.send({"told": message})
 
+    storage = _Storage(log, tell, last=last, keep=payload["keep"], on_error=config["on_save_error"])
     try:
-        resumed = storage.resume(run.resume, tell)
+        resumed = storage.resume(run.resume)
         log.info(
             "training begins",
             world_size=context.get_world_size(),
@@ -127,15 +129,21 @@ class _Storage:
     all that must be known, and what is not whole is not loaded; so Ray is told of none.
     """
 
-    def __init__(self, log: Log, *, last: str, keep: int, on_error: str) -> None:
-        self._log, self._last, self._keep, self._on_error = log, last, keep, on_error
+    def __init__(
+        self, log: Log, tell: Callable[..., None], *, last: str, keep: int, on_error: str
+    ) -> None:
+        self._tell = tell
+        self._log, self._keep, self._on_error = log, keep, on_error
         self._is_writer = ray.train.get_context().get_world_rank() == 0
         storage = ray.train.get_context().get_storage()
         self._files, self._folder = storage.storage_filesystem, storage.experiment_fs_path
+        # The second number is of versions that did not write over a damaged one.
+        self._pattern = re.compile(rf"(?:step-(\d{{8,}})|{re.escape(last)})(?:-(\d+))?")
+        self._unfinished = re.compile(rf"\.(?:step-\d{{8,}}|{re.escape(last)})\..*")
         self._damaged: set[str] = set()
         self._last_good = ""
 
-    def resume(self, resume: Callable[[Path], None], tell: Callable[[str], None]) -> str:
+    def resume(self, resume: Callable[[Path], None]) -> str:
         """Go on from the newest checkpoint that can be read.
 
         Returns:
@@ -146,16 +154,7 @@ class _Storage:
         """
         found, failure = "", ""
         if self._is_writer:  # who decides for all: on NFS, others may not see the newest yet
-            for name in self._names():
-                try:
-                    self._load(resume, name)
-                except CheckpointError as error:
-                    tell(f"checkpoint not usable, going back one: {error}")
-                    self._damaged.add(name)
-                    failure = failure or str(error)[:500]
-                else:
-                    found, failure = name, ""
-                    break
+            found, failure = self._find(resume)
         found, failure = broadcast_from_rank_zero((found, failure))
         if failure:
             raise CheckpointError(failure)
@@ -170,6 +169,31 @@ class _Storage:
                 ) from None
         self._last_good = f"{self._folder}/{found}"
         return self._last_good
+
+    def _find(self, resume: Callable[[Path], None]) -> tuple[str, str]:
+        """Load the newest that can be; its name, or what is wrong with the newest."""
+        failure = ""
+        for info in self._files.get_file_info(pyarrow.fs.FileSelector(self._folder)):
+            if self._unfinished.fullmatch(info.base_name):  # who wrote it was killed
+                self._files.delete_dir(info.path)
+        for name in self._names():
+            path = f"{self._folder}/{name}"
+            state = self._files.get_file_info(f"{path}/{STATE_FILE}")
+            if state.type == pyarrow.fs.FileType.NotFound:  # written last: there is none yet
+                self._damaged.add(name)
+                continue
+            try:
+                self._load(resume, name)
+            except CheckpointError as error:
+                if isinstance(error.__cause__, OSError):  # storage fails, perhaps for a moment
+                    raise error.__cause__ from None
+                told = f"{path}: not usable: {error}"[:500]
+                self._tell(f"{told}; going back one")
+                self._damaged.add(name)
+                failure = failure or told
+            else:
+                return name, ""
+        return "", failure
 
     def _load(self, resume: Callable[[Path], None], name: str) -> None:
         with Checkpoint(f"{self._folder}/{name}", self._files).as_directory() as directory:
@@ -208,7 +232,7 @@ class _Storage:
             failure = f"{path}: cannot be written: {failure}; last good checkpoint: {last}"
             if end or self._on_error == "stop":
                 raise CheckpointError(failure)
-            self._log.warning(failure, step=progress.step)
+            self._tell(failure, step=progress.step)
             return self._last_good
         self._last_good = path
         if self._is_writer:
@@ -216,7 +240,9 @@ class _Storage:
         return path
 
     def _put(self, write: Callable[[Path], None], path: str) -> None:
-        """Write a checkpoint; locally it appears whole, on an object store file by file."""
+        """Write a checkpoint; locally it appears whole, on an object store file by file, and that
+        without which it is none last.
+        """
         if isinstance(self._files, pyarrow.fs.LocalFileSystem):
             write(Path(path))
             return
@@ -224,29 +250,31 @@ class _Storage:
             whole = Path(directory) / "checkpoint"
             write(whole)
             self._files.create_dir(path)
-            pyarrow.fs.copy_files(
-                str(whole),
-                path,
-                source_filesystem=pyarrow.fs.LocalFileSystem(),
-                destination_filesystem=self._files,
-            )
+            names = sorted((f.name for f in whole.iterdir()), key=lambda name: name == STATE_FILE)
+            for name in names:
+                pyarrow.fs.copy_files(
+                    str(whole / name),
+                    f"{path}/{name}",
+                    source_filesystem=pyarrow.fs.LocalFileSystem(),
+                    destination_filesystem=self._files,
+                )
 
     def _prune(self) -> None:
         """Delete what is older than the newest, and what could not be read."""
-        good = [name for name in self._names() if name not in self._damaged]
-        for name in [*good[self._keep :], *self._damaged]:
-            try:
+        try:
+            good = [name for name in self._names() if name not in self._damaged]
+            for name in [*good[self._keep :], *self._damaged]:
                 self._files.delete_dir(f"{self._folder}/{name}")
-            except OSError as error:
-                self._log.warning(f"{self._folder}/{name}: cannot be deleted: {error}")
-        self._damaged.clear()
+            self._damaged.clear()
+        except OSError as error:  # it is tried again after the next checkpoint
+            self._log.warning(f"old checkpoints cannot be deleted: {error}")
 
     def _names(self) -> list[str]:
         """Checkpoints, the newest first."""
         there = self._files.get_file_info(pyarrow.fs.FileSelector(self._folder))
-        names = [info.base_name for info in there]
-        on_the_way = sorted((name for name in names if re.fullmatch(_STEP, name)), reverse=True)
-        return [name for name in names if name == self._last] + on_the_way
+        matches = [self._pattern.fullmatch(info.base_name) for info in there]
+        found = [(m[1] is None, int(m[1] or 0), int(m[2] or 1), m[0]) for m in matches if m]
+        return [name for *_, name in sorted(found, reverse=True)]
 
 
 class _Calls:
@@ -254,19 +282,31 @@ class _Calls:
 
     def __init__(self, sender: Sender, tell: Callable[[str], None]) -> None:
         self._sender, self._tell = sender, tell
-        self._answered: set[str] = set()
+        self._is_asked = ray.train.get_context().get_world_rank() == 0
+        self._announced: set[str] = set()
+        self._last_calls: set[int] = set()
 
     def __call__(self) -> Call:
-        """The same on every rank."""
-        if broadcast_from_rank_zero(self._sender.ending):
+        """The same on every rank: of the driver and of the time, rank 0's answer counts."""
+        mine = (self._is_asked and self._sender.ending(), time.time())
+        ending, now = broadcast_from_rank_zero(mine)
+        if ending:
             return "stop"
         notice = ray.train.get_preemption_info()
-        if notice is None or set(notice.preempted_node_ids) <= self._answered:
+        if notice is None:
             return ""
-        self._answered |= set(notice.preempted_node_ids)
-        ranks = ", ".join(map(str, notice.preempted_ranks))
-        self._tell(f"the node of rank {ranks} will be taken away: writing a checkpoint")
-        return "save"
+        called: Call = ""
+        deadline_ms = notice.deadline_ms
+        near = deadline_ms is not None and deadline_ms / 1000 - now <= LAST_CALL_S
+        if near and deadline_ms not in self._last_calls:
+            self._last_calls.add(deadline_ms)
+            called = "save"
+        if not set(notice.preempted_node_ids) <= self._announced:
+            self._announced |= set(notice.preempted_node_ids)
+            ranks = ", ".join(map(str, notice.preempted_ranks))
+            self._tell(f"the node of rank {ranks} will be taken away: writing a checkpoint")
+            called = "save"
+        return called
 
 
 class _Publisher:

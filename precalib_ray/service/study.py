@@ -212,11 +212,13 @@ class Study:
         return record
 
     def _job(self, record: Record) -> dict[str, Any]:
-        recipe, training = record["recipe"], None
+        pretraining = PretrainConfig.model_validate(record["recipe"])  # may be of an older version
+        training = None
         if self._config.downstream is not None:
-            pretraining = PretrainConfig.model_validate(recipe)
             training = self._config.data_training(pretraining).model_dump()
-        recipe = recipe | {"name": f"{self._config.name}/nested/{record['key']}"}
+        recipe = pretraining.model_dump(mode="json") | {
+            "name": f"{self._config.name}/nested/{record['key']}"
+        }
         return {
             "reference": record["reference"] is not None,
             "recipe": recipe,
