@@ -56,6 +56,7 @@ def connect() -> Iterator[bool]:
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
+            address="local" if local else None,  # else one that somebody has started here is joined
             logging_level=logging.WARNING,
             log_to_driver=not local,
             configure_logging=True,
