@@ -86,6 +86,7 @@ class Folder:
         if self.local is not None:
             return self.local / name
         copy = Path(tempfile.mkdtemp(prefix="precalib-")) / name
+        copy.mkdir()  # an object store has no folders that would be copied
         pyarrow.fs.copy_files(
             f"{self._path}/{name}",
             str(copy),
