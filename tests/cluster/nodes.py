@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
 from precalib_ray.config import base
@@ -71,6 +72,11 @@ class Nodes:
         """Run a pretraining; what it returned and what it said."""
         self._since = datetime.datetime.now(datetime.UTC)
         return self._driver.submit(_run, content)
+
+    def alive(self) -> int:
+        """Nodes that the head knows of, itself included."""
+        known = GcsClient(address=self.cluster.address).get_all_node_info()
+        return sum(node.state == 0 for node in known.values())
 
     def said_by_workers(self) -> str:
         """What workers have logged since the last submission."""

@@ -31,7 +31,9 @@ from tests.e2e.conftest import REPOSITORY, environment
 from tests.ray_head import BIN
 
 pytestmark = pytest.mark.slow
-NUM_STEPS = 1500
+NUM_STEPS = 1200
+SLOW = {"kind": "function", "name": "tests.cluster.user_functions:slow_noise"}
+"""So that a run of two workers takes eight seconds at least."""
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "name": "run",
         "storage": str(folder),
         "model": {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "width": 64},
-        "noise": {"kind": "gaussian"},
+        "noise": SLOW,
         "batch_size": 64,
         "optimizer": {"kind": "sgd", "lr": 0.003},
         "duration": {"steps": NUM_STEPS},
@@ -131,7 +133,6 @@ def in_process(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 ELASTIC = {"num_workers": [1, 2]}
-SLOW = {"kind": "function", "name": "tests.cluster.user_functions:slow_noise"}
 HERE, THERE = "198.18.77.1", "198.18.77.2"
 """Of a network between two ends of a cable (RFC 2544)."""
 
@@ -150,7 +151,7 @@ def test_a_node_killed_without_replacement(
 
 def test_a_node_added_in_mid_run(nodes: Nodes, tmp_path: Path) -> None:
     nodes.scale_to(1)
-    content = recipe(tmp_path, scaling=ELASTIC, noise=SLOW, duration={"steps": 3000})
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 5000})
     running = nodes.submit(content)
     wait_for(lambda: newest_step(tmp_path / "run"))
     assert len(nodes.workers()) == 1
@@ -167,7 +168,6 @@ def test_a_node_that_will_be_taken_away(nodes: Nodes, tmp_path: Path) -> None:
         tmp_path,
         scaling=ELASTIC,
         checkpoints={"every_steps": 1_000_000},
-        noise=SLOW,
         duration={"steps": 4000},
     )
     running = nodes.submit(content)
@@ -377,7 +377,8 @@ def test_a_node_cut_off_for_30_seconds(
             env=os.environ | {"GLOO_SOCKET_IFNAME": "precalib1"},
         )  # fmt: skip
         try:
-            content = recipe(tmp_path, scaling=ELASTIC, noise=SLOW, duration={"steps": 3000})
+            wait_for(lambda: nodes.alive() == 3)
+            content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 3000})
             running = nodes.submit(content)
             wait_for(lambda: nodes.said_by_workers().count('"world_size": 2') == 2)
             wait_for(lambda: newest_step(tmp_path / "run"))
