@@ -30,6 +30,9 @@ from precalib_ray.core.pretraining import Outcome, Pretraining
 from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import CheckpointError, DivergedError, InterruptedRunError
 
+_PASSING = {errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN}
+"""What storage says when it fails, perhaps for a moment; a damaged file gives others too."""
+
 LAST_CALL_S = 10.0
 """How long before a node is taken away a last checkpoint is written."""
 
@@ -185,8 +188,8 @@ class _Storage:
             try:
                 self._load(resume, name)
             except CheckpointError as error:
-                if isinstance(error.__cause__, OSError):  # storage fails, perhaps for a moment
-                    raise error.__cause__ from None
+                if getattr(error.__cause__, "errno", None) in _PASSING:
+                    raise OSError(f"{path}: {error}") from error  # Ray starts all again
                 told = f"{path}: not usable: {error}"[:500]
                 self._tell(f"{told}; going back one")
                 self._damaged.add(name)
