@@ -136,8 +136,7 @@ class _Storage:
     def __init__(
         self, log: Log, tell: Callable[..., None], *, last: str, keep: int, on_error: str
     ) -> None:
-        self._tell = tell
-        self._log, self._keep, self._on_error = log, keep, on_error
+        self._log, self._tell, self._keep, self._on_error = log, tell, keep, on_error
         self._is_writer = ray.train.get_context().get_world_rank() == 0
         storage = ray.train.get_context().get_storage()
         self._files, self._folder = storage.storage_filesystem, storage.experiment_fs_path
@@ -286,13 +285,13 @@ class _Calls:
 
     def __init__(self, sender: Sender, tell: Callable[[str], None]) -> None:
         self._sender, self._tell = sender, tell
-        self._is_asked = ray.train.get_context().get_world_rank() == 0
+        self._is_first = ray.train.get_context().get_world_rank() == 0
         self._announced: set[str] = set()
         self._last_calls: set[int] = set()
 
     def __call__(self) -> Call:
         """The same on every rank: of the driver and of the time, rank 0's answer counts."""
-        mine = (self._is_asked and self._sender.ending(), time.time())
+        mine = (self._is_first and self._sender.ending(), time.time())
         ending, now = broadcast_from_rank_zero(mine)
         if ending:
             return "stop"

@@ -175,9 +175,10 @@ class Stopwatch:
         self._begun = None
 
     def take(self) -> float:
-        """Seconds since the last call; what was begun before the device was last waited for."""
+        """Seconds since the last call."""
         stretches, self._stretches = self._stretches, []
-        if self._cuda:
+        if self._cuda and stretches:
+            stretches[-1][1].synchronize()
             return float(sum(begun.elapsed_time(ended) for begun, ended in stretches)) / 1000
         return float(sum(ended - begun for begun, ended in stretches))
 
@@ -269,7 +270,7 @@ def run(
         on_progress: called on rank 0, at most every ``report_every_s`` seconds, with loss,
             learning rate and samples per second since the last call.
         on_work: called on rank 0 before ``on_progress``, with the seconds that each rank has
-            worked without waiting for another since the last call.
+            worked without waiting for another since the last call; given on every rank or none.
         call: what is asked for from outside; called every ``LOOK_EVERY_S`` seconds, on every rank
             after the same step, and must return the same on every rank. A ``save`` is answered
             even where ``save_every`` is None.
@@ -322,7 +323,8 @@ def run(
         if progress.stop_reason:
             break
 
-        engine.work.start()
+        if on_work is not None:
+            engine.work.start()
         inputs, targets = batch(progress.step)
         waiting.append(engine.step(progress.step, inputs, targets, batch_size=batch_size))
         progress.step += 1
@@ -399,8 +401,6 @@ def _gather(
     last call; as all ranks see them.
     """
     told = [float(flag and engine.rank == 0) for flag in flags]
-    if engine.device.type == "cuda":
-        torch.cuda.synchronize(engine.device)  # work is timed by events, which must have happened
     work = [0.0] * engine.world_size
     work[engine.rank] = engine.work.take()
     values = torch.stack([*waiting, *torch.tensor([*told, *work], device=engine.device)])

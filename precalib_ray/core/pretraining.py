@@ -185,7 +185,7 @@ class Pretraining:
         The callbacks are those of ``engine.run``.
 
         Raises:
-            DivergedError: as ``engine.run``.
+            DivergedError, InterruptedRunError: as ``engine.run``.
         """
         stop_size = self._probes["stop_size"]
 

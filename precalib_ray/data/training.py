@@ -135,7 +135,7 @@ class DataTraining:
             count, confidence and accuracy of each bin.
 
         Raises:
-            DivergedError: as ``engine.run``.
+            DivergedError, InterruptedRunError: as ``engine.run``.
         """
         every = self._config["save_every_epochs"] * self.steps_per_epoch
         if self.progress.step == 0:
