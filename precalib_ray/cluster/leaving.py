@@ -13,6 +13,7 @@ import time
 import psutil
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.util import get_node_ip_address
 
 _PREEMPTION = 2  # of Ray's DrainNodeReason
 
@@ -37,10 +38,13 @@ def announce(node_id: str, *, address: str, seconds: float) -> None:
 
 
 def main(seconds: float) -> None:
-    """Announce that this node leaves, and wait while something is trained here."""
+    """Announce that this machine's node leaves, and wait while something is trained here."""
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    here = ray.get_runtime_context()
-    announce(here.get_node_id(), address=here.gcs_address, seconds=seconds)
+    cluster = ray.get_runtime_context().gcs_address
+    here = get_node_ip_address(cluster)  # the driver itself may count as another node's
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeManagerAddress"] == here:
+            announce(node["NodeID"], address=cluster, seconds=seconds)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and _trains():
         time.sleep(0.5)
