@@ -6,16 +6,15 @@ is elastic, goes on with the other nodes. ``k8s/components/spot`` calls it befor
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 import time
 
 import psutil
-import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.util import get_node_ip_address
-
-_PREEMPTION = 2  # of Ray's DrainNodeReason
 
 
 def announce(node_id: str, *, address: str, seconds: float) -> None:
@@ -31,20 +30,23 @@ def announce(node_id: str, *, address: str, seconds: float) -> None:
     """
     deadline_ms = int((time.time() + seconds) * 1000)
     accepted, reason = GcsClient(address=address).drain_node(
-        node_id, _PREEMPTION, "the node will be taken away", deadline_ms
+        node_id, DRAIN_NODE_REASON_PREEMPTION, "the node will be taken away", deadline_ms
     )
     if not accepted:
         raise RuntimeError(f"Ray does not let node {node_id} go: {reason}")
 
 
 def main(seconds: float) -> None:
-    """Announce that this machine's node leaves, and wait while something is trained here."""
-    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    cluster = ray.get_runtime_context().gcs_address
-    here = get_node_ip_address(cluster)  # the driver itself may count as another node's
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeManagerAddress"] == here:
-            announce(node["NodeID"], address=cluster, seconds=seconds)
+    """Announce that this machine's node leaves, and wait while something is trained here.
+
+    It does not join the cluster: a driver may count as another node's. ``RAY_ADDRESS`` is what
+    KubeRay sets.
+    """
+    cluster = os.environ["RAY_ADDRESS"]
+    here = get_node_ip_address(cluster)
+    for node in GcsClient(address=cluster).get_all_node_info().values():
+        if node.state == GcsNodeInfo.ALIVE and node.node_manager_address == here:
+            announce(node.node_id.hex(), address=cluster, seconds=seconds)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and _trains():
         time.sleep(0.5)

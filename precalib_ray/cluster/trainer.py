@@ -15,6 +15,9 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
 
 from precalib_ray.cluster import placement
 from precalib_ray.cluster.channel import Channel
@@ -76,8 +79,8 @@ def fit(
     )
     channel, interrupted = Channel(), threading.Event()
 
-    def attempt() -> ray.train.Result:
-        trainer = TorchTrainer(
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
             worker,
             train_loop_config={
                 "config": dict(config),
@@ -93,18 +96,19 @@ def fit(
                 failure_config=FailureConfig(max_failures=scaling["max_failures"]),
             ),
         )
-        return trainer.fit()
 
     def attempts() -> ray.train.Result:
         """Ray replaces lost workers, but not its controller of the run."""
         for _ in range(scaling["max_failures"]):
+            attempt = trainer()
             try:
-                return attempt()
+                return attempt.fit()
             except ray.exceptions.RayActorError as error:
                 if interrupted.is_set() or error.actor_init_failed:
                     raise
                 tell("Ray's controller of the run was lost; going on with another")
-        return attempt()
+                _release(attempt)
+        return trainer().fit()
 
     def on_interrupt(outcome: Future[ray.train.Result]) -> None:
         interrupted.set()
@@ -140,6 +144,12 @@ def fit(
     if "error" in returned:
         raise returned["error"]
     return Fitted(returned["outcome"], returned["checkpoint"])
+
+
+def _release(attempt: TorchTrainer) -> None:
+    """What a lost controller had reserved, which an elastic run leaves alone for 3 minutes."""
+    run = attempt.train_run_context.run_id
+    TrainAutoscalingCoordinatorClient(f"train-{run}").cancel_resource_request()
 
 
 def storage_path(storage: str) -> str:

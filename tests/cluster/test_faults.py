@@ -20,7 +20,6 @@ import yaml
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from precalib_ray.cluster.leaving import announce
 from precalib_ray.config import base
 from precalib_ray.config.jobs import PretrainConfig
 from precalib_ray.core.pretraining import Pretraining
@@ -161,29 +160,6 @@ def test_a_node_added_in_mid_run(nodes: Nodes, tmp_path: Path) -> None:
     assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
 
 
-def test_a_node_that_will_be_taken_away(nodes: Nodes, tmp_path: Path) -> None:
-    """Its notice leads to the only checkpoint that this run writes on the way."""
-    nodes.scale_to(2)
-    content = recipe(
-        tmp_path,
-        scaling=ELASTIC,
-        checkpoints={"every_steps": 1_000_000},
-        duration={"steps": 4000},
-    )
-    running = nodes.submit(content)
-    wait_for(lambda: len(nodes.workers()) == 2)
-    wait_for(lambda: "training begins" in nodes.said_by_workers())
-    leaving = nodes.here[-1]
-    announce(leaving.node_id, address=nodes.cluster.address, seconds=10)
-    step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=10)
-    nodes.scale_to(1)
-    done, said = running.result(300)
-    assert "will be taken away: writing a checkpoint" in said
-    assert 0 < step < 4000
-    assert done.outcome["hardware"]["num_workers"] == 1
-    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
-
-
 def test_a_worker_whose_core_is_stolen(nodes: Nodes, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -216,8 +192,9 @@ class Job:
         self._log = folder / f"log-{time.monotonic_ns()}"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "jobs" / "pretrain.py"), "job.yaml"],
-                cwd=folder, env=environment() | {"RAY_ADDRESS": address}, stdout=log, stderr=log,
+                [sys.executable, "jobs/pretrain.py", str(folder / "job.yaml")],
+                cwd=REPOSITORY,  # where workers find the tests' functions
+                env=environment() | {"RAY_ADDRESS": address}, stdout=log, stderr=log,
             )  # fmt: skip
 
     @property
@@ -344,9 +321,42 @@ def test_training_goes_on_without_storage_where_it_is_told_to(
     assert_bit_equal(undisturbed, weights(done))
 
 
-@pytest.fixture
-def island() -> Iterator[str]:
-    """A network namespace with one cable to this machine; the far end's name."""
+class Island:
+    """A host of its own, at the far end of a cable, and a cluster that it may join."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self._environment = {
+            "RAY_ADDRESS": nodes.cluster.address,
+            "GLOO_SOCKET_IFNAME": "precalib1",  # both ends have the same host name
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Run a command there."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", "precalib", *command],
+            cwd=REPOSITORY, env=os.environ | self._environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Until the end, the host is a node of the cluster."""
+        node = self.start(
+            str(BIN / "ray"), "start", "--block", f"--address={self.nodes.cluster.address}",
+            f"--node-ip-address={THERE}", "--num-cpus=1",
+        )  # fmt: skip
+        try:
+            wait_for(lambda: self.nodes.alive() == 3)
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+
+
+@pytest.fixture(scope="module")
+def island() -> Iterator[Island]:
     commands = [
         "ip netns add precalib", "ip link add precalib0 type veth peer name precalib1",
         "ip link set precalib1 netns precalib", f"ip addr add {HERE}/30 dev precalib0",
@@ -354,42 +364,50 @@ def island() -> Iterator[str]:
         "ip netns exec precalib ip link set precalib1 up",
         "ip netns exec precalib ip link set lo up",
     ]  # fmt: skip
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, ["ip", "netns", "del", "precalib"], capture_output=True)
         for command in commands:
             made = subprocess.run(command.split(), capture_output=True, check=False)
             if made.returncode:
                 pytest.skip(f"needs the right to make network namespaces: {made.stderr.decode()}")
-        yield "precalib0"
-    finally:
-        subprocess.run(["ip", "netns", "del", "precalib"], capture_output=True, check=False)
-
-
-def test_a_node_cut_off_for_30_seconds(
-    island: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", island)  # both ends have the same host name
-    with contextlib.closing(Nodes(ip=HERE)) as nodes:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("GLOO_SOCKET_IFNAME", "precalib0")
+        nodes = stack.enter_context(contextlib.closing(Nodes(ip=HERE)))
         nodes.scale_to(1)
-        far = subprocess.Popen(
-            ["ip", "netns", "exec", "precalib", str(BIN / "ray"), "start", "--block",
-             f"--address={nodes.cluster.address}", f"--node-ip-address={THERE}", "--num-cpus=1"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "precalib1"},
-        )  # fmt: skip
-        try:
-            wait_for(lambda: nodes.alive() == 3)
-            content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
-            running = nodes.submit(content)
-            wait_for(lambda: nodes.said_by_workers().count('"world_size": 2') == 2)
-            wait_for(lambda: newest_step(tmp_path / "run"))
-            subprocess.run(["ip", "link", "set", island, "down"], check=True)
-            time.sleep(30)
-            assert not running.done()
-            subprocess.run(["ip", "link", "set", island, "up"], check=True)
-            done, _ = running.result(400)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(far.pid, signal.SIGKILL)
-            far.wait()
+        yield Island(nodes)
+
+
+def test_a_node_that_will_be_taken_away(island: Island, tmp_path: Path) -> None:
+    """Its notice leads to the only checkpoint that this run writes on the way."""
+    content = recipe(
+        tmp_path,
+        scaling=ELASTIC,
+        checkpoints={"every_steps": 1_000_000},
+        duration={"steps": 4000},
+    )
+    with island.joined():
+        running = island.nodes.submit(content)
+        wait_for(lambda: island.nodes.said_by_workers().count('"world_size": 2') == 2)
+        leaving = island.start(sys.executable, "-m", "precalib_ray.cluster.leaving", "10")
+        step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=10)
+        assert leaving.wait(15) == 0
+    done, said = running.result(300)
+    assert "will be taken away: writing a checkpoint" in said
+    assert 0 < step < 4000
+    assert done.outcome["hardware"]["num_workers"] == 1
+    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
+
+
+def test_a_node_cut_off_for_30_seconds(island: Island, tmp_path: Path) -> None:
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
+    with island.joined():
+        running = island.nodes.submit(content)
+        wait_for(lambda: island.nodes.said_by_workers().count('"world_size": 2') == 2)
+        wait_for(lambda: newest_step(tmp_path / "run"))
+        subprocess.run(["ip", "link", "set", "precalib0", "down"], check=True)
+        time.sleep(30)
+        assert not running.done()
+        subprocess.run(["ip", "link", "set", "precalib0", "up"], check=True)
+        done, _ = running.result(400)
     assert done.outcome["progress"]["step"] == 4000
     assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
