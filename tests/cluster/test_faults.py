@@ -139,7 +139,7 @@ HERE, THERE = "198.18.77.1", "198.18.77.2"
 def test_a_node_killed_without_replacement(nodes: Nodes, tmp_path: Path) -> None:
     nodes.scale_to(2)
     # Long enough to grow to two workers first, where it begins before both nodes are free again.
-    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 2000})
     running = nodes.submit(content)
     wait_for(lambda: newest_step(tmp_path / "run") and len(nodes.workers()) == 2)
     nodes.scale_to(1)
@@ -383,7 +383,7 @@ def test_a_node_that_will_be_taken_away(island: Island, tmp_path: Path) -> None:
         tmp_path,
         scaling=ELASTIC,
         checkpoints={"every_steps": 1_000_000},
-        duration={"steps": 4000},
+        duration={"steps": 3000},
     )
     with island.joined():
         running = island.nodes.submit(content)
@@ -393,13 +393,13 @@ def test_a_node_that_will_be_taken_away(island: Island, tmp_path: Path) -> None:
         assert leaving.wait(15) == 0
     done, said = running.result(300)
     assert "will be taken away: writing a checkpoint" in said
-    assert 0 < step < 4000
+    assert 0 < step < 3000
     assert done.outcome["hardware"]["num_workers"] == 1
     assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
 
 
 def test_a_node_cut_off_for_30_seconds(island: Island, tmp_path: Path) -> None:
-    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 2000})
     with island.joined():
         running = island.nodes.submit(content)
         wait_for(lambda: island.nodes.said_by_workers().count('"world_size": 2') == 2)
@@ -409,5 +409,5 @@ def test_a_node_cut_off_for_30_seconds(island: Island, tmp_path: Path) -> None:
         assert not running.done()
         subprocess.run(["ip", "link", "set", "precalib0", "up"], check=True)
         done, _ = running.result(400)
-    assert done.outcome["progress"]["step"] == 4000
+    assert done.outcome["progress"]["step"] == 2000
     assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
