@@ -17,36 +17,28 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.util import get_node_ip_address
 
 
-def announce(node_id: str, *, address: str, seconds: float) -> None:
-    """Have Ray plan without a node.
-
-    Args:
-        node_id: the node, in hexadecimal.
-        address: of the cluster, ``HOST:PORT``.
-        seconds: how long it still is there.
-
-    Raises:
-        RuntimeError: Ray refuses.
-    """
-    deadline_ms = int((time.time() + seconds) * 1000)
-    accepted, reason = GcsClient(address=address).drain_node(
-        node_id, DRAIN_NODE_REASON_PREEMPTION, "the node will be taken away", deadline_ms
-    )
-    if not accepted:
-        raise RuntimeError(f"Ray does not let node {node_id} go: {reason}")
-
-
 def main(seconds: float) -> None:
-    """Announce that this machine's node leaves, and wait while something is trained here.
+    """Have Ray plan without this machine's node, and wait while something is trained here.
 
     It does not join the cluster: a driver may count as another node's. ``RAY_ADDRESS`` is what
     KubeRay sets.
+
+    Raises:
+        RuntimeError: Ray does not let the node go.
     """
-    cluster = os.environ["RAY_ADDRESS"]
-    here = get_node_ip_address(cluster)
-    for node in GcsClient(address=cluster).get_all_node_info().values():
-        if node.state == GcsNodeInfo.ALIVE and node.node_manager_address == here:
-            announce(node.node_id.hex(), address=cluster, seconds=seconds)
+    address = os.environ["RAY_ADDRESS"]
+    cluster, here = GcsClient(address=address), get_node_ip_address(address)
+    for node in cluster.get_all_node_info().values():
+        if node.state != GcsNodeInfo.ALIVE or node.node_manager_address != here:
+            continue
+        accepted, reason = cluster.drain_node(
+            node.node_id.hex(),
+            DRAIN_NODE_REASON_PREEMPTION,
+            "the node will be taken away",
+            int((time.time() + seconds) * 1000),  # until then it is there
+        )
+        if not accepted:
+            raise RuntimeError(f"Ray does not let this node go: {reason}")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and _trains():
         time.sleep(0.5)

@@ -137,8 +137,8 @@ HERE, THERE = "198.18.77.1", "198.18.77.2"
 
 
 def test_a_node_killed_without_replacement(nodes: Nodes, tmp_path: Path) -> None:
+    """Both nodes are taken at once: the controller killed before must hold neither."""
     nodes.scale_to(2)
-    # Long enough to grow to two workers first, where it begins before both nodes are free again.
     content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 2000})
     running = nodes.submit(content)
     wait_for(lambda: newest_step(tmp_path / "run") and len(nodes.workers()) == 2)
