@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 import ray.tune
 import torch
-from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig
+from ray.tune import (
+    CheckpointConfig,
+    FailureConfig,
+    PlacementGroupFactory,
+    RunConfig,
+    Stopper,
+    TuneConfig,
+)
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -28,6 +37,8 @@ from precalib_ray.data.training import DataTraining
 from precalib_ray.errors import DivergedError
 
 METRIC, COST = "deviation", "samples"
+STOP_S = 3.0
+"""How long an interrupted search waits for Tune; Ray ends trials that take longer to stop."""
 
 _untrained: dict[str, PanelResult] = {}
 """Of an actor: what the panel measured of untrained networks, which trials have in common."""
@@ -109,15 +120,31 @@ def run(
             storage_path=trainer.storage_path(storage),
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(),
+            stop=_Interrupted(searcher),
             verbose=0,
         ),
     )
+
+    def on_interrupt(outcome: Future[Any]) -> None:
+        searcher.closed = True
+        concurrent.futures.wait([outcome], STOP_S)
+
     # At the end Tune misses the files that the loggers would have written; see ``session``.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    try:
-        in_thread(tuner.fit)
-    finally:
-        searcher.closed = True
+    in_thread(tuner.fit, on_interrupt=on_interrupt)
+
+
+class _Interrupted(Stopper):  # type: ignore[misc]
+    """Ends Tune's loop before Ray is shut down: it would complain of a Ray that is gone."""
+
+    def __init__(self, searcher: _Search) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._searcher.closed
 
 
 class _Search(Searcher):  # type: ignore[misc]
@@ -128,7 +155,7 @@ class _Search(Searcher):  # type: ignore[misc]
         self._proposer = proposer
         self._keys: dict[str, str] = {}
         self.closed = False
-        """Interrupted: Tune, in its thread, sees its actors go; their trials have not failed."""
+        """Interrupted: what becomes of the trials from here on is not their end."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         proposal = self._proposer.propose()
