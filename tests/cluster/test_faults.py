@@ -166,7 +166,7 @@ def test_a_worker_whose_core_is_stolen(nodes: Nodes, tmp_path: Path) -> None:
         pytest.skip("needs two cores")
     nodes.scale_to(2)
     noise = {"kind": "pink"}
-    running = nodes.submit(recipe(tmp_path, noise=noise, duration={"seconds": 20}, batch_size=512))
+    running = nodes.submit(recipe(tmp_path, noise=noise, duration={"seconds": 20}, batch_size=8192))
     wait_for(lambda: "training begins" in nodes.said_by_workers())
     slow, other = nodes.workers()
     for worker, core in ((slow, cores[0]), (other, cores[1])):
