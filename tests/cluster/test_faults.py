@@ -165,8 +165,8 @@ def test_a_worker_whose_core_is_stolen(nodes: Nodes, tmp_path: Path) -> None:
     if len(cores) < 2:
         pytest.skip("needs two cores")
     nodes.scale_to(2)
-    noise = {"kind": "pink"}
-    running = nodes.submit(recipe(tmp_path, noise=noise, duration={"seconds": 20}, batch_size=8192))
+    noise, many = {"kind": "pink"}, 8192  # to draw them is a large part of a step
+    running = nodes.submit(recipe(tmp_path, noise=noise, duration={"seconds": 20}, batch_size=many))
     wait_for(lambda: "training begins" in nodes.said_by_workers())
     slow, other = nodes.workers()
     for worker, core in ((slow, cores[0]), (other, cores[1])):
