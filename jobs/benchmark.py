@@ -1,6 +1,6 @@
 """What drawing noise and running on Ray cost, measured on this machine."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("benchmark")
+    run_script(__file__)

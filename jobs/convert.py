@@ -1,6 +1,6 @@
 """Conversion of a data set to Parquet."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("convert")
+    run_script(__file__)

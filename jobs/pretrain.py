@@ -1,6 +1,6 @@
 """Noise pretraining: bring a network to chance confidence, and register it."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("pretrain")
+    run_script(__file__)

@@ -1,6 +1,6 @@
 """The gate: which registered version is champion."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("promote")
+    run_script(__file__)

@@ -1,6 +1,6 @@
 """Registration of a checkpoint directory."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("register")
+    run_script(__file__)

@@ -1,6 +1,6 @@
 """Search for the recipe that brings a network to chance at the least cost."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("search")
+    run_script(__file__)

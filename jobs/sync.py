@@ -1,6 +1,6 @@
 """Sending of what MLflow did not take."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("sync")
+    run_script(__file__)

@@ -1,6 +1,6 @@
 """Data training: from a pre-calibrated checkpoint, or from one of its baselines."""
 
-from precalib_ray.service.cli import main
+from precalib_ray.cli import run_script
 
 if __name__ == "__main__":
-    main("train")
+    run_script(__file__)

@@ -26,21 +26,21 @@ def load_pretrained(
 
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a checkpoint directory.
-        num_classes: where it is not the checkpoint's, the last layer is made anew and brought to
-            chance, which takes seconds; the rest stays as it is.
+        num_classes: where it is not the checkpoint's, the last layer is initialized anew and
+            brought to chance, which takes seconds; the rest is unchanged.
         tracking_uri: the MLflow server; None for ``MLFLOW_TRACKING_URI``, or SQLite in this folder.
         trust_code: run the function that a ``module:function`` model names.
 
     Raises:
         TrackingError: the registry does not have it, or cannot be reached.
-        CheckpointError: it is damaged, made by code that is not trusted, or cannot have so many
+        CheckpointError: it is damaged, built by code that is not trusted, or cannot have so many
             classes.
-        ValueError: ``num_classes`` is no number of classes.
+        ValueError: ``num_classes`` is not an integer of at least 2.
     """
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
         raise ValueError(f"num_classes: {num_classes!r}: must be an integer, 2 or more")
     from precalib_ray.core.checkpoint import load_model, read_description
-    from precalib_ray.core.renewal import renew_head
+    from precalib_ray.core.phases.reset_classifier import reset_classifier
 
     with tempfile.TemporaryDirectory() as folder:
         directory = uri
@@ -50,14 +50,14 @@ def load_pretrained(
             directory = folder
             pull(uri, directory, tracking_uri=tracking_uri)
         model = load_model(directory, trust_code=trust_code)
-        spec = read_description(directory)["model"]
-    if num_classes in (None, spec["num_classes"]):
+        settings = read_description(directory).model
+    if num_classes is None or num_classes == settings.num_classes:
         return model
-    return renew_head(model, spec, num_classes).model
+    return reset_classifier(model, settings, num_classes).model
 
 
 def __getattr__(name: str) -> Any:
-    """``submit`` comes with Ray, which who only loads a checkpoint does not wait for."""
+    """``submit`` is imported lazily, because it imports Ray."""
     if name == "submit":
         from precalib_ray.cluster.submission import submit
 

@@ -1,7 +1,7 @@
-"""What a user can get wrong, as exceptions: each family has the exit code a job ends with.
+"""Errors that a user can act on, and the exit code that a job ends with for each family of them.
 
-These carry a message for people and never show a traceback; any other exception is a defect of
-this package and does.
+A job prints their message without a traceback; any other exception is a defect of this package and
+shows one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class PrecalibError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a config: where, what was given, what is allowed, and a near name."""
+    """One mistake in a config: its path, the value, what is allowed, and the nearest valid name."""
 
     path: str
     value: object
@@ -42,8 +42,19 @@ class ConfigError(PrecalibError):
         )
 
 
+class SettingError(ValueError):
+    """A setting that contradicts another, raised while a settings class is built.
+
+    ``path`` is relative to the section that raises; ``config.load`` completes it.
+    """
+
+    def __init__(self, path: str, value: object, allowed: str, hint: str = "") -> None:
+        self.problem = Problem(path, value, allowed, hint)
+        super().__init__(str(self.problem))
+
+
 class DataError(PrecalibError):
-    """A data set that cannot be read, with file, row group and row where one row is to blame."""
+    """A data set that cannot be read; the message names file, row group and row."""
 
     exit_code = 3
 
@@ -65,18 +76,18 @@ class DivergedError(PrecalibError):
 
 
 class InterruptedRunError(PrecalibError):
-    """A run has ended before its time, as it was asked to; it goes on from its last checkpoint."""
+    """A run was interrupted; submitted again, it resumes from its last checkpoint."""
 
     exit_code = 130
 
 
 class ClusterError(PrecalibError):
-    """Ray cannot give what was asked for, or the job ran out of retries."""
+    """Ray cannot provide the resources, or workers were lost more often than allowed."""
 
     exit_code = 6
 
 
 class GateError(PrecalibError):
-    """The gate refused a version, with the numbers; what was champion is champion still."""
+    """The gate refused a version; the champion is unchanged."""
 
     exit_code = 7

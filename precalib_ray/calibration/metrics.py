@@ -5,6 +5,7 @@ Everything is computed in float64 on the CPU: in float32 a confidence above 1 - 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,15 +64,82 @@ def reliability(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> Reliab
     )
 
 
-def evaluate(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> dict[str, float]:
-    """Accuracy and calibration over N samples, with p = softmax(logits) and c = max_k p_k.
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What metrics are computed from: N samples with p = softmax(logits), c = max_k p_k."""
 
-    - ``accuracy``: share of samples whose most probable class (the first of equals) is the label
-    - ``mean_confidence``: mean c
-    - ``overconfidence``: mean_confidence - accuracy; negative when too timid
-    - ``ece``: expected calibration error of :func:`reliability`
-    - ``nll``: mean of -log p_label, in nats
-    - ``brier``: mean of sum_k (p_k - [k = label])², in [0, 2]
+    logits: Tensor  # (N, K) float64
+    labels: Tensor  # (N,) int64
+    probabilities: Tensor  # (N, K)
+    confidence: Tensor  # (N,)
+    correct: Tensor  # (N,) float64: 1 where the most probable class, the first of equals, is right
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number about a classifier on a split."""
+
+    name: str
+    """In results, in MLflow and in tables."""
+    label: str
+    """For headings."""
+    compute: Callable[[Scores], Tensor | float]
+
+
+METRICS: dict[str, Metric] = {}
+"""By name, in the order of tables. To add one, write a function and decorate it."""
+
+
+def metric(label: str) -> Callable[[Callable[[Scores], Tensor | float]], Metric]:
+    """Register a function under its name."""
+
+    def register(function: Callable[[Scores], Tensor | float]) -> Metric:
+        METRICS[function.__name__] = Metric(function.__name__, label, function)
+        return METRICS[function.__name__]
+
+    return register
+
+
+@metric("accuracy")
+def accuracy(scores: Scores) -> Tensor:
+    """Share of samples whose most probable class is the label."""
+    return scores.correct.mean()
+
+
+@metric("mean confidence")
+def mean_confidence(scores: Scores) -> Tensor:
+    """Mean c."""
+    return scores.confidence.mean()
+
+
+@metric("overconfidence")
+def overconfidence(scores: Scores) -> Tensor:
+    """Mean confidence minus accuracy; negative for an underconfident classifier."""
+    return scores.confidence.mean() - scores.correct.mean()
+
+
+@metric("ECE")
+def ece(scores: Scores) -> float:
+    """Expected calibration error of :func:`reliability`."""
+    return scores.reliability.ece
+
+
+@metric("NLL")
+def nll(scores: Scores) -> Tensor:
+    """Mean of -log p_label, in nats."""
+    return F.cross_entropy(scores.logits, scores.labels)
+
+
+@metric("Brier score")
+def brier(scores: Scores) -> Tensor:
+    """Mean of sum_k (p_k - [k = label])², in [0, 2]."""
+    one_hot = F.one_hot(scores.labels, scores.logits.shape[1])
+    return (scores.probabilities - one_hot).square().sum(dim=1).mean()
+
+
+def evaluate(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> dict[str, float]:
+    """Every metric of :data:`METRICS`, by name.
 
     Arguments and errors are those of :func:`reliability`.
     """
@@ -79,16 +147,9 @@ def evaluate(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> dict[str,
     logits, labels = _checked(logits, labels)
     probabilities = logits.softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
-    accuracy = (predicted == labels).double().mean()
-    one_hot = F.one_hot(labels, logits.shape[1])
-    return {
-        "accuracy": float(accuracy),
-        "mean_confidence": float(confidence.mean()),
-        "overconfidence": float(confidence.mean() - accuracy),
-        "ece": diagram.ece,
-        "nll": float(F.cross_entropy(logits, labels)),
-        "brier": float((probabilities - one_hot).square().sum(dim=1).mean()),
-    }
+    correct = (predicted == labels).double()
+    scores = Scores(logits, labels, probabilities, confidence, correct, diagram)
+    return {name: float(metric.compute(scores)) for name, metric in METRICS.items()}
 
 
 def checked_logits(logits: Tensor) -> Tensor:

@@ -1,55 +1,86 @@
-"""Between the driver of a run and its rank 0: records one way, the wish to end the other."""
+"""Between the driver of a run and its rank 0: messages one way, the request to stop the other."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
+@dataclass(frozen=True)
+class Report:
+    """Progress of a run."""
+
+    step: int
+    samples: int
+    seconds: float
+    """Spent in training steps."""
+    evaluations: list[Any]
+    """Those since the last report: ``Probing`` or ``Epoch``."""
+    loss: float
+    """Mean over the steps since the last report."""
+    learning_rate: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a user should know at once."""
+
+    text: str
+
+
+Message = Report | Notice
+
+
 class _Mailbox:
+    """Holds messages pickled: to unpickle them would import PyTorch into the actor."""
+
     def __init__(self) -> None:
-        self._records: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._ending = False
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self._stopping = False
 
-    async def put(self, record: dict[str, Any]) -> None:
-        self._records.put_nowait(record)
+    async def put(self, message: bytes) -> None:
+        self._messages.put_nowait(message)
 
-    async def take(self, seconds: float) -> dict[str, Any] | None:
+    async def take(self, seconds: float) -> bytes | None:
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._records.get(), seconds)
+            return await asyncio.wait_for(self._messages.get(), seconds)
         return None
 
-    async def end(self) -> None:
-        self._ending = True
+    async def request_stop(self) -> None:
+        self._stopping = True
 
-    async def ending(self) -> bool:
-        return self._ending
+    async def stop_requested(self) -> bool:
+        return self._stopping
 
 
 class Channel:
-    """The driver's side. It lives on the driver's node: no other node can take it away."""
+    """The driver's side; an actor on the driver's node, as no other node's loss may end it."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox)
         self.mailbox = actor.remote()
 
-    def take(self, seconds: float) -> dict[str, Any] | None:
-        """The next record; None if there was none for so long.
+    def take(self, seconds: float) -> Message | None:
+        """The next message; None if there is none for so long.
 
         Raises:
-            RayError: Ray is gone.
+            RayError: the cluster is gone.
         """
-        record: dict[str, Any] | None = ray.get(self.mailbox.take.remote(seconds))
-        return record
+        message = ray.get(self.mailbox.take.remote(seconds))
+        loaded: Message | None = None if message is None else cloudpickle.loads(message)
+        return loaded
 
-    def ask_to_end(self) -> None:
+    def request_stop(self) -> None:
         """Have the run write a checkpoint and end."""
-        self.mailbox.end.remote()
+        self.mailbox.request_stop.remote()
 
     def close(self) -> None:
         """End the actor."""
@@ -57,26 +88,26 @@ class Channel:
 
 
 class Sender:
-    """Rank 0's side. A driver that is gone stops no training."""
+    """Rank 0's side; the loss of the driver stops no training."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._sending: ray.ObjectRef | None = None
 
-    def ending(self) -> bool:
-        """Whether the driver wants the run to end."""
+    def stop_requested(self) -> bool:
+        """Whether the driver has requested the run to stop."""
         with contextlib.suppress(ray.exceptions.RayError):
-            return bool(ray.get(self._mailbox.ending.remote()))
+            return bool(ray.get(self._mailbox.stop_requested.remote()))
         return False
 
-    def send(self, record: dict[str, Any]) -> None:
-        """Send a record, once the last one has arrived; training does not wait for this one."""
+    def send(self, message: Message) -> None:
+        """Send a message once the last one has arrived, without waiting for this one."""
         self.flush()
         with contextlib.suppress(ray.exceptions.RayError):
-            self._sending = self._mailbox.put.remote(record)
+            self._sending = self._mailbox.put.remote(cloudpickle.dumps(message))
 
     def flush(self) -> None:
-        """Wait until the last record has arrived."""
+        """Wait until the last message has arrived."""
         if self._sending is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self._sending)

@@ -1,16 +1,16 @@
-"""What a run shows to Prometheus, through Ray's metrics: how fast it is, and how far from chance.
+"""The gauges of a run for Prometheus, exported by Ray as ``ray_precalib_NAME``.
 
-Ray exports them as ``ray_precalib_NAME``, with the labels ``run`` and ``phase``;
-``k8s/observability`` has a dashboard of them.
+Their labels are ``run`` and ``phase``; ``k8s/observability`` has a dashboard of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from typing import Any
 
 from ray.util.metrics import Gauge
 
-from precalib_ray.core.engine import Progress
+from precalib_ray.core.loop import Metrics, Progress
 
 NAMES = {
     "samples_per_second": "samples trained on, by all workers together",
@@ -33,9 +33,9 @@ class Gauges:
             gauge.set_default_tags(tags)
         self._step, self._seconds = 0, 0.0
 
-    def set(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Show a record of progress."""
-        values = {"samples_per_second": metrics["samples_per_second"]}
+    def set(self, progress: Progress[Any], metrics: Metrics) -> None:
+        """Set those that are known by now."""
+        values = {"samples_per_second": metrics.samples_per_second}
         if progress.step > self._step:
             spent = progress.seconds - self._seconds
             values["step_seconds"] = spent / (progress.step - self._step)
@@ -43,7 +43,7 @@ class Gauges:
         total = progress.seconds + progress.evaluation_seconds
         if total > 0:
             values["probe_share"] = progress.evaluation_seconds / total
-        if progress.history and "deviation" in progress.history[-1]:
-            values["deviation"] = progress.history[-1]["deviation"]
+        if progress.history and not math.isnan(progress.history[-1].deviation):
+            values["deviation"] = progress.history[-1].deviation
         for name, value in values.items():
             self._gauges[name].set(value)

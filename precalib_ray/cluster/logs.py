@@ -1,6 +1,6 @@
-"""What workers say: one JSON object a line, with the run's name and the worker's rank.
+"""The log of workers: one JSON object a line, with the run's name and the worker's rank.
 
-Ray keeps the lines in its log directory, from where collectors take them, and shows them in
+Ray keeps the lines in its log directory, where collectors read them, and shows them in
 ``ray job logs``.
 """
 
@@ -15,12 +15,15 @@ from typing import Any
 _LOGGER = "precalib_ray.run"
 
 
-class _Lines(logging.Formatter):
+class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        fields = getattr(record, "fields", {})
-        said = {"time": at.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-        return json.dumps(said | {"message": record.getMessage()} | fields)
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        return json.dumps(line | getattr(record, "fields", {}))
 
 
 class Log:
@@ -30,17 +33,17 @@ class Log:
         """``fields`` are on every line."""
         self._fields = fields
         self._logger = logging.getLogger(_LOGGER)
-        if not self._logger.handlers:  # a process has one worker after another
+        if not self._logger.handlers:  # Ray may reuse the process for another worker
             handler = logging.StreamHandler(sys.stderr)
-            handler.setFormatter(_Lines())
+            handler.setFormatter(_JsonLines())
             self._logger.addHandler(handler)
             self._logger.setLevel(logging.INFO)
             self._logger.propagate = False
 
     def info(self, message: str, **fields: Any) -> None:
-        """Say what is as it should be."""
+        """Log an event of normal operation."""
         self._logger.info(message, extra={"fields": self._fields | fields})
 
     def warning(self, message: str, **fields: Any) -> None:
-        """Say what somebody might look into."""
+        """Log a problem."""
         self._logger.warning(message, extra={"fields": self._fields | fields})

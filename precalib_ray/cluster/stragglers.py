@@ -1,7 +1,7 @@
-"""Which worker holds up the others.
+"""Detects the worker that the others wait for.
 
-In data-parallel training all steps last as long as the slowest worker's. What a worker does without
-waiting for others, drawing its batch and the forward pass, tells who that is.
+In data-parallel training every step takes as long as the slowest worker. What identifies it is the
+time of the parts of a step that wait for no other worker: drawing the batch, and the forward pass.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ WINDOW_S = 5.0
 """Seconds over which workers are compared."""
 
 FACTOR, SHARE = 1.5, 0.05
-"""Times the median of the others' work, and the share of the time by which it is more, that make a
-straggler."""
+"""A straggler works this many times the median of the others, and the excess is at least this share
+of the window."""
 
 
 class Stragglers:
@@ -24,17 +24,17 @@ class Stragglers:
     def __init__(
         self,
         names: Sequence[str],
-        tell: Callable[[str, int, float], None],
         *,
+        notify: Callable[[str, int, float], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``names`` of the workers, by rank; ``tell`` takes a message, the rank, and the factor."""
-        self._names, self._tell, self._clock = names, tell, clock
+        """``names`` are the workers', by rank; ``notify`` takes message, rank and factor."""
+        self._names, self._notify, self._clock = names, notify, clock
         self._work, self._since = [0.0] * len(names), clock()
-        self._slow: int | None = None
+        self._straggler: int | None = None
 
     def add(self, work: Sequence[float]) -> None:
-        """Add seconds of work by rank; tells of a straggler once, until it is none any more."""
+        """Add seconds of work by rank; notifies once of a rank that becomes a straggler."""
         self._work = [sum(seconds) for seconds in zip(self._work, work, strict=True)]
         window = self._clock() - self._since
         if len(work) < 2 or window < WINDOW_S:
@@ -43,13 +43,13 @@ class Stragglers:
         usual = statistics.median(self._work[:slowest] + self._work[slowest + 1 :])
         factor = self._work[slowest] / max(usual, 1e-9)
         excess = self._work[slowest] - usual
-        slow = slowest if factor >= FACTOR and excess >= SHARE * window else None
-        if slow is not None and slow != self._slow:
-            self._tell(
-                f"straggler: rank {slow} ({self._names[slow]}) takes {factor:.1f} times as long as "
-                "the others for its part of a step, and they wait for it",
-                slow,
+        straggler = slowest if factor >= FACTOR and excess >= SHARE * window else None
+        if straggler is not None and straggler != self._straggler:
+            self._notify(
+                f"straggler: rank {slowest} ({self._names[slowest]}) takes {factor:.1f} times as "
+                "long as the others for its part of a step, and they wait for it",
+                slowest,
                 factor,
             )
-        self._slow = slow
+        self._straggler = straggler
         self._work, self._since = [0.0] * len(work), self._clock()

@@ -1,11 +1,10 @@
-"""Giving a job to a cluster from Python, as ``ray job submit`` does from a shell."""
+"""Submitting a job to a cluster from Python, as ``ray job submit`` does from a shell."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import logging
-import re
 import shlex
 import time
 import urllib.error
@@ -21,12 +20,14 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from precalib_ray import result_line
 from precalib_ray.cluster.threads import in_thread
-from precalib_ray.config.base import Strict
-from precalib_ray.config.catalog import name_of
+from precalib_ray.config.jobs import name_of
+from precalib_ray.config.sections import JobConfig
+from precalib_ray.core.spec import plain
 from precalib_ray.errors import ClusterError
 
-_QUIET = {  # Ray's own words on an upload, and on the end of a log
+_LEVELS = {  # of what Ray logs on an upload, and at the end of a log
     "ray._private.runtime_env.packaging": logging.WARNING,
     "ray._private.runtime_env.working_dir": logging.ERROR,
     "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
@@ -41,71 +42,70 @@ _NO_TOKEN = (
     "are needed here as they are there."
 )
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
-_REGISTERED = re.compile(r"^(?:.* is registered already|registered): (models:/\S+)", re.MULTILINE)
 _POLL_S = 0.5
 _ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that was given to a cluster, and what became of it if it was followed to its end."""
+    """A job on a cluster, with its result if it was followed to its end."""
 
     id: str
     status: str
-    """As Ray names it: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
+    """Ray's: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
     exit_code: int | None = None
-    """Of the driver: 0, or that of the error's family."""
+    """Of the driver: 0, or that of the error's family (``precalib_ray.errors``)."""
     model_uri: str | None = None
-    """``models:/NAME/VERSION`` of what it has registered."""
+    """``models:/NAME/VERSION`` that the job has registered."""
 
 
-def command(config: Strict) -> str:
+def command(config: JobConfig) -> str:
     """The shell command that runs a config where the package is installed."""
-    fields = config.model_dump(mode="json", exclude_defaults=True)
-    words = [f"{name}={_in_one_line(value)}" for name, value in fields.items()]
+    fields = plain(config, sparse=True)
+    words = [f"{name}={_inline_yaml(value)}" for name, value in fields.items()]
     return shlex.join(["python", "-m", "precalib_ray", name_of(config), *words])
 
 
 def submit(
-    config: Strict,
+    config: JobConfig,
     *,
     address: str | None = None,
     working_dir: Path | str | None = None,
     follow: bool = True,
-    tell: Callable[[str], None] = lambda text: print(text, end="", flush=True),
+    on_log: Callable[[str], None] = lambda text: print(text, end="", flush=True),
 ) -> Submitted:
-    """Run a job on a cluster; given again it goes on, or returns what it made, as any job.
+    """Run a job on a cluster. Submitted again it resumes, or returns its result, as any job does.
 
-    The driver takes no CPU: it starts on a head that is busy, too. Ray's token is read as Ray reads
-    it, from ``RAY_AUTH_TOKEN`` or its file.
+    The driver requests no CPU, so that it starts on a busy head, too. Ray's token is read from
+    ``RAY_AUTH_TOKEN`` or from Ray's file.
 
     Args:
         config: of any job.
-        address: of the cluster's dashboard, ``http://127.0.0.1:8265``; None for
+        address: of the cluster's dashboard, such as ``http://127.0.0.1:8265``; None for
             ``RAY_API_SERVER_ADDRESS``, or the cluster of this machine.
-        working_dir: a folder to be uploaded as the job's, for clusters that have no
-            ``precalib_ray``, or not your functions; a checkout of the repository will do. The
-            config's relative paths lie in it, and Ray removes it after the job.
+        working_dir: a folder to upload as the job's working directory, for a cluster without
+            ``precalib_ray`` (upload a checkout of the repository) or without your functions. The
+            config's relative paths lie in it, and Ray deletes it after the job.
         follow: whether to stream the log and wait for the end; else return at once.
-        tell: takes the log, piece by piece.
+        on_log: called with the log as it arrives, in whole lines.
 
     Returns:
-        what became of the job, its failure included.
+        the job, also if it has failed.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or refuses; a job that has begun goes on.
-        ValueError: ``working_dir`` is no folder, or ``config`` that of no job.
+        ClusterError: the cluster cannot be reached, or refuses; a job that has started continues.
+        ValueError: ``working_dir`` is not a folder, or ``config`` is not that of a job.
     """
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": str(working_dir)}
     job = name_of(config)
-    for name, level in _QUIET.items():
+    for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
     try:
         if address is not None:
             _require_answer(address)
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
-            entrypoint=command(config),
+            entrypoint=f"{result_line.VARIABLE}=1 {command(config)}",
             entrypoint_num_cpus=0,
             submission_id=f"{job}-{uuid.uuid4().hex[:12]}",
             runtime_env=environment,
@@ -120,37 +120,73 @@ def submit(
     try:
         if not follow:
             return Submitted(job_id, client.get_job_status(job_id).value)
-        return _follow(client, job_id, tell)
+        return _follow(client, job_id, on_log)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
         raise ClusterError(f"{job_id} was submitted, and cannot be followed: {error}") from None
 
 
 def _require_answer(address: str) -> None:
-    """Ray's client waits for minutes where nothing answers, and takes ``HOST:PORT`` for another."""
+    """Fail fast: Ray's client waits for minutes, and reads ``HOST:PORT`` as something else."""
     if not address.startswith(("http://", "https://")):
         raise ClusterError(f"{address}: must be that of the dashboard, http://HOST:PORT")
     try:
         with urllib.request.urlopen(address, timeout=_ANSWER_S):
             pass
     except urllib.error.HTTPError:
-        pass  # it answers
+        pass  # an answer, too
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ClusterError(f"{address}: no Ray dashboard answers: {reason}") from None
 
 
-def _follow(client: JobSubmissionClient, job_id: str, tell: Callable[[str], None]) -> Submitted:
+def _follow(client: JobSubmissionClient, job_id: str, on_log: Callable[[str], None]) -> Submitted:
+    log = _Log(on_log)
+
     async def stream() -> None:
         async for piece in client.tail_job_logs(job_id):
-            tell(piece)
+            log.add(piece)
 
-    in_thread(lambda: asyncio.run(stream()))  # a notebook's thread has a loop of its own
-    while (info := client.get_job_info(job_id)).status not in _ENDED:  # it ends after its log
+    in_thread(lambda: asyncio.run(stream()))  # a notebook's thread has an event loop of its own
+    log.close()
+    while (info := client.get_job_info(job_id)).status not in _ENDED:  # a job ends after its log
         time.sleep(_POLL_S)
-    found = _REGISTERED.findall(client.get_job_logs(job_id))
-    return Submitted(job_id, info.status.value, info.driver_exit_code, found[-1] if found else None)
+    if not log.result and info.status == JobStatus.SUCCEEDED:  # the stream may have been cut off
+        complete = _Log(lambda text: None)
+        complete.add(client.get_job_logs(job_id))
+        complete.close()
+        log = complete
+    return Submitted(job_id, info.status.value, info.driver_exit_code, log.result.get("model_uri"))
 
 
-def _in_one_line(value: Any) -> str:
+class _Log:
+    """Separates the line with the result from the log, which arrives in pieces of any length."""
+
+    def __init__(self, on_log: Callable[[str], None]) -> None:
+        self._on_log, self._line = on_log, ""
+        self.result: dict[str, Any] = {}
+
+    def add(self, piece: str) -> None:
+        """Pass on the lines that are complete."""
+        *lines, self._line = (self._line + piece).split("\n")
+        self._pass_on([f"{line}\n" for line in lines])
+
+    def close(self) -> None:
+        """Pass on a last line that does not end."""
+        line, self._line = self._line, ""
+        self._pass_on([line])
+
+    def _pass_on(self, lines: list[str]) -> None:
+        shown = ""
+        for line in lines:
+            result = result_line.parse(line)
+            if result is None:
+                shown += line
+            else:
+                self.result = result
+        if shown:
+            self._on_log(shown)
+
+
+def _inline_yaml(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return str(text).removesuffix("\n").removesuffix("\n...")

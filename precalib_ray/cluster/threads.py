@@ -1,4 +1,4 @@
-"""Work that shall not run in the thread that asks for it."""
+"""Work in a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 def in_thread(
     work: Callable[[], Any], *, on_interrupt: Callable[[Future[Any]], None] | None = None
 ) -> Any:
-    """Run in a thread: in the main one Ray would take over Ctrl-C, and end the process its way.
+    """Run in a thread, and wait: in the main thread Ray would handle Ctrl-C, and end the process.
 
     Args:
         work: what to run.
-        on_interrupt: called with what ``work`` will return when this thread is interrupted; it may
-            wait for it. This thread is interrupted all the same.
+        on_interrupt: called with the future of ``work`` when this thread is interrupted; it may
+            wait for it. The interrupt is raised afterwards.
     """
     outcome: Future[Any] = Future()
 

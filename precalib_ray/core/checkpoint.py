@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from precalib_ray.core import models
+from precalib_ray.core.models import Model
+from precalib_ray.core.models.base import refuse_reserved
+from precalib_ray.core.spec import from_plain, plain
 from precalib_ray.errors import CheckpointError
 from precalib_ray.version import __version__
 
@@ -32,7 +35,7 @@ def save(
     directory: Path | str,
     *,
     model: nn.Module,
-    spec: Mapping[str, Any],
+    settings: Model,
     metrics: Mapping[str, Any],
     normalization: Mapping[str, Any] | None = None,
     trainer_state: Mapping[str, Any] | None = None,
@@ -42,14 +45,14 @@ def save(
     Args:
         directory: where; its parent is made if need be.
         model: its weights are written without the wrapper of a distributed or compiled model.
-        spec: as ``models.build`` takes it.
+        settings: of the model.
         metrics: plain data.
         normalization: mean and std per channel that inputs in [0, 1] are standardized with; None
             for a model that has seen no data: standardize with those of your own.
-        trainer_state: tensors and plain data, needed to go on with training.
+        trainer_state: tensors and plain data, needed to resume training.
 
     Raises:
-        OSError: it cannot be written; there is no trace of it.
+        OSError: it cannot be written; nothing is left of it.
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ def save(
         safetensors.torch.save_model(model, str(written / MODEL_FILE))
         description = {
             "format": 1,
-            "model": dict(spec),
+            "model": plain(settings),
             "normalization": dict(normalization) if normalization else None,
             "versions": {"precalib_ray": __version__, "torch": torch.__version__},
         }
@@ -89,14 +92,31 @@ def save(
     return directory
 
 
-def read_description(directory: Path | str) -> dict[str, Any]:
-    """``model.json``; raises CheckpointError if it is absent or not one of ours."""
-    description = _read_json(Path(directory) / SPEC_FILE)
-    spec = description.get("model")
+@dataclass(frozen=True)
+class Description:
+    """What ``model.json`` holds."""
+
+    model: Model
+    normalization: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+
+
+def read_description(directory: Path | str) -> Description:
+    """``model.json``; raises CheckpointError if it is absent, foreign, or names no valid model."""
+    file = Path(directory) / SPEC_FILE
+    content = _read_json(file)
+    spec = content.get("model")
     keys = ("kind", "num_classes", "input_shape")
     if not isinstance(spec, dict) or any(key not in spec for key in keys):
-        raise CheckpointError(f"{Path(directory) / SPEC_FILE}: not written by precalib_ray")
-    return description
+        raise CheckpointError(f"{file}: not written by precalib_ray")
+    if not isinstance(spec["kind"], str) or spec["kind"] not in Model.members:
+        raise CheckpointError(f"{file}: unknown kind {spec['kind']!r}")
+    try:
+        refuse_reserved(spec.get("args") or {})
+        model: Model = from_plain(Model, spec)  # type: ignore[type-abstract]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: cannot be built: {error}") from error
+    return Description(model, content.get("normalization"), content.get("versions") or {})
 
 
 def read_metrics(directory: Path | str) -> dict[str, Any]:
@@ -115,20 +135,15 @@ def load_model(directory: Path | str, *, trust_code: bool = False) -> nn.Module:
         CheckpointError: a file is absent, truncated or foreign, or code is not trusted.
     """
     directory = Path(directory)
-    spec = read_description(directory)["model"]
+    settings = read_description(directory).model
     file = directory / SPEC_FILE
-    if spec["kind"] not in models.KINDS:
-        raise CheckpointError(f"{file}: unknown kind {spec['kind']!r}")
-    if spec["kind"] == "function" and not trust_code:
+    if settings.runs_code and not trust_code:
         raise CheckpointError(
-            f"{file}: the model is made by code, {spec.get('name')!r}, which is run only with "
+            f"{file}: the model is built by code, {settings.architecture!r}, which runs only with "
             "trust_code=True"
         )
-    for key in models.RESERVED_ARGUMENTS:
-        if key in (spec.get("args") or {}):
-            raise CheckpointError(f"{file}: args: {key!r} may not be set")
     try:
-        model = models.build(spec)
+        model = settings.build()
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise CheckpointError(f"{file}: cannot be built: {error}") from error
     load_weights(directory, model)

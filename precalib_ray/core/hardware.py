@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 
 
-def describe(device: torch.device, *, num_workers: int) -> dict[str, Any]:
-    """Plain data: the name of the device, how many workers had one, and threads of each CPU."""
-    if device.type == "cuda":
-        name, threads = torch.cuda.get_device_name(device), None
-    else:
-        name, threads = _cpu(), torch.get_num_threads()
-    return {"device": name, "num_workers": num_workers, "threads": threads}
+@dataclass(frozen=True)
+class Hardware:
+    """What a run was computed on."""
+
+    device: str
+    num_workers: int
+    threads: int | None
+    """Of each worker's CPU."""
+
+    @classmethod
+    def of(cls, device: torch.device, *, num_workers: int) -> Self:
+        """The hardware of this process, which each of ``num_workers`` has."""
+        if device.type == "cuda":
+            return cls(torch.cuda.get_device_name(device), num_workers, None)
+        return cls(_cpu(), num_workers, torch.get_num_threads())
 
 
 def _cpu() -> str:

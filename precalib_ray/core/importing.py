@@ -6,6 +6,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+FUNCTION_NAME = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""What a config takes for the name of a function."""
+
 
 def load_function(name: str) -> Callable[..., Any]:
     """Import ``module:function``.

@@ -1,31 +1,72 @@
-"""Losses of class ids and of soft targets."""
+"""Losses of class ids and of soft targets. To add one, write a class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch.nn.functional as F
-from torch import Tensor
+from precalib_ray.core.lazy import torch
+from precalib_ray.core.spec import Family, setting
 
-SOFT_LOSSES = frozenset({"cross_entropy", "kl_div"})
-"""Losses that take probabilities (B, K)."""
-
-ID_LOSSES = frozenset({"cross_entropy", "focal"})
-"""Losses that take class ids (B,)."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def loss_sum(spec: Mapping[str, Any], logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss summed over the batch, from logits (B, K) and ids (B,) or probabilities (B, K).
+@dataclass(frozen=True, kw_only=True)
+class Loss(Family):
+    """A loss."""
 
-    ``cross_entropy`` (with ``label_smoothing``); ``kl_div``, the divergence of the prediction from
-    soft targets; ``focal`` with ``gamma`` (Lin et al., 2017).
-    """
-    logits = logits.float()
-    if spec["kind"] == "kl_div":
-        return F.kl_div(logits.log_softmax(-1), targets, reduction="sum")
-    if spec["kind"] == "focal":
+    takes_ids: ClassVar[bool]
+    """Whether targets may be class ids (B,)."""
+    takes_soft: ClassVar[bool]
+    """Whether targets may be probabilities (B, K)."""
+
+    kind: str
+
+    @abstractmethod
+    def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss summed over the batch, (), from logits (B, K) float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Loss):
+    """Cross-entropy, for class ids and for soft targets."""
+
+    takes_ids: ClassVar[bool] = True
+    takes_soft: ClassVar[bool] = True
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = setting(0.0, ge=0, lt=1, description="mass spread over all classes")
+
+    def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            logits, targets, reduction="sum", label_smoothing=self.label_smoothing
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLDivergence(Loss):
+    """Divergence of the prediction from soft targets."""
+
+    takes_ids: ClassVar[bool] = False
+    takes_soft: ClassVar[bool] = True
+    kind: Literal["kl_div"] = "kl_div"
+
+    def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.kl_div(logits.log_softmax(-1), targets, reduction="sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal(Loss):
+    """Focal loss, for class ids (Lin et al., arXiv 1708.02002)."""
+
+    takes_ids: ClassVar[bool] = True
+    takes_soft: ClassVar[bool] = False
+    kind: Literal["focal"] = "focal"
+    gamma: float = setting(
+        2.0, ge=0, le=100, description="exponent of 1 - p, which weights down easy samples"
+    )
+
+    def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
         log_p = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-        return ((1 - log_p.exp()).pow(spec["gamma"]) * -log_p).sum()
-    smoothing = float(spec.get("label_smoothing", 0.0))
-    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        return ((1 - log_p.exp()).pow(self.gamma) * -log_p).sum()

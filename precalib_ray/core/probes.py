@@ -2,30 +2,124 @@
 
 Confidence is c(x) = max_k p_k(x). The initial-confidence deviation on a probe P is
 d(P) = mean over P of c(x) - 1/K, in [0, 1 - 1/K]; the headline is the largest over the panel and
-over both BatchNorm modes (DESIGN: running statistics, and those of the batch).
+over both BatchNorm modes: running statistics, and those of the batch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-from torch import Tensor, nn
-
-from precalib_ray.core import noise as noises
+from precalib_ray.core.lazy import torch
+from precalib_ray.core.noise import Noise, Statistics, draw
+from precalib_ray.core.noise.gaussian import Gaussian
+from precalib_ray.core.noise.patches import Patches
+from precalib_ray.core.noise.pink import Pink
 from precalib_ray.core.seeding import mix
+from precalib_ray.core.spec import Section, setting
+from precalib_ray.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CHUNK = 64
 """Samples that go through the model at once; with batch statistics, the batch they are of."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataProbe(Section):
+    """Real images of a Parquet data set."""
+
+    path: str = setting(description="directory of the data set")
+    split: Literal["train", "val", "test"] = setting("test", description="split the images are of")
+    held_out: bool = setting(True, description="measure, but hide from the stopping rule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelSettings(Section):
+    """What confidence is measured on."""
+
+    noise: dict[str, Noise] = setting(
+        factory=lambda: {"gaussian": Gaussian(), "pink": Pink(), "patches": Patches()},
+        description="probes of noise, by name (as noise)",
+    )
+    data: dict[str, DataProbe] = setting(factory=dict, description="probes of real images, by name")
+    size: int = setting(128, ge=2, le=100_000, description="inputs of a probe")
+    seed: int = setting(0x9E37, ge=0, description="seed of the probes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.noise and not self.data:
+            raise SettingError("", {}, "needs at least one probe")
+        for name in self.noise.keys() & self.data.keys():
+            raise SettingError(f"data.{name}", name, "is the name of a noise probe too")
+        for kind, names in (("noise", self.noise), ("data", self.data)):
+            for name in names:
+                if not re.fullmatch(r"[\w. -]+", name):
+                    allowed = "a probe's name may hold letters, digits, '_', '.', '-' and spaces"
+                    raise SettingError(f"{kind}.{name}", name, allowed)
+
+    def is_held_out(self, probe: str) -> bool:
+        """Whether the stopping rule does not see a probe."""
+        return probe in self.data and self.data[probe].held_out
+
+    def panel(
+        self,
+        shape: Sequence[int],
+        *,
+        images: Mapping[str, Tensor],
+        statistics: Mapping[str, Statistics],
+    ) -> Panel:
+        """The panel for inputs of a shape.
+
+        Args:
+            shape: of one input.
+            images: model inputs (N, *shape) of each data probe, by its name.
+            statistics: what ``matched`` noise needs, by data set.
+        """
+        noise = [
+            noise_probe(
+                name, spec, size=self.size, input_shape=shape, seed=self.seed, statistics=statistics
+            )
+            for name, spec in self.noise.items()
+        ]
+        data = [
+            Probe(name, images[name][: self.size], held_out=probe.held_out)
+            for name, probe in self.data.items()
+        ]
+        return Panel([*noise, *data])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(PanelSettings):
+    """The panel that confidence is measured on, and when."""
+
+    stop_size: int = setting(
+        64, ge=2, description="inputs of a probe that the stopping rule looks at"
+    )
+    every: int = setting(10, ge=1, description="steps between probings")
+    max_share: float = setting(
+        0.05, gt=0, le=10, description="most forward passes for probing, by those of training"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stop_size > self.size:
+            raise SettingError("stop_size", self.stop_size, f"must be <= size, {self.size}")
+
+    @property
+    def stopping(self) -> list[str]:
+        """Names of the probes that the stopping rule sees."""
+        return [*self.noise, *(name for name, probe in self.data.items() if not probe.held_out)]
+
+
 @dataclass(frozen=True)
 class Probe:
-    """Inputs (N, *input_shape), float32. What is held out is measured, and stops nothing."""
+    """Inputs (N, *input_shape), float32; a held-out probe is hidden from the stopping rule."""
 
     name: str
     inputs: Tensor
@@ -43,13 +137,18 @@ class Measurement:
     classes: list[float]
     """How often each class is the answer, (K,), summing to 1."""
 
+    @property
+    def key(self) -> str:
+        """Probe and mode, as metrics are named."""
+        return f"{self.probe}/{self.mode}"
+
 
 @dataclass(frozen=True)
 class PanelResult:
     """All measurements of a model."""
 
     measurements: list[Measurement]
-    num_forwards: int
+    num_forwards: int = 0
     """Samples pushed through the model."""
 
     @property
@@ -62,13 +161,23 @@ class PanelResult:
         """The headline: the largest deviation."""
         return self.worst.deviation
 
+    @property
+    def deviations(self) -> dict[str, float]:
+        """Deviation by probe and mode."""
+        return {m.key: m.deviation for m in self.measurements}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``metrics.json``."""
         return {
             "deviation": self.deviation,
-            "worst": f"{self.worst.probe}/{self.worst.mode}",
+            "worst": self.worst.key,
             "measurements": [asdict(m) for m in self.measurements],
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Inverse of ``to_json``."""
+        return cls([Measurement(**m) for m in content["measurements"]])
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -86,25 +195,25 @@ def class_bias(probabilities: Tensor) -> float:
 
 def noise_probe(
     name: str,
-    spec: Mapping[str, Any],
+    noise: Noise,
     *,
     size: int,
     input_shape: Sequence[int],
     seed: int,
+    statistics: Mapping[str, Statistics] | None = None,
     held_out: bool = False,
 ) -> Probe:
     """A seeded probe of noise, drawn on the CPU and so the same on every machine."""
     generator = torch.Generator().manual_seed(mix(seed, zlib.crc32(name.encode())))
-    return Probe(name, noises.draw(spec, (size, *input_shape), generator=generator), held_out)
+    shape = (size, *input_shape)
+    inputs = draw(noise, shape, generator=generator, statistics=statistics)
+    return Probe(name, inputs, held_out)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers, synchronized ones included, that have running statistics to differ."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
 
 
 @contextlib.contextmanager
@@ -128,11 +237,10 @@ def evaluation(model: nn.Module, mode: str = "running") -> Iterator[None]:
             module.training = training
 
 
-@torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, *, mode: str = "running") -> Tensor:
     """Logits (N, K) float32 of inputs (N, *input_shape), in chunks of nearly equal size."""
     device = next(model.parameters()).device
-    with evaluation(model, mode):
+    with torch.no_grad(), evaluation(model, mode):
         chunks = inputs.tensor_split(-(-len(inputs) // CHUNK))
         return torch.cat([model(chunk.to(device, non_blocking=True)).float() for chunk in chunks])
 
@@ -148,7 +256,7 @@ class Panel:
         """Names must differ."""
         self.probes = list(probes)
 
-    def seen(self, limit: int | None) -> list[tuple[str, Tensor]]:
+    def visible(self, limit: int | None) -> list[tuple[str, Tensor]]:
         """Names and inputs that ``measure`` takes with this limit."""
         return [
             (probe.name, probe.inputs[:limit])
@@ -158,17 +266,18 @@ class Panel:
 
     def num_forwards(self, model: nn.Module, *, limit: int | None = None) -> int:
         """Samples that ``measure`` pushes through the model."""
-        return len(_modes(model)) * sum(len(inputs) for _, inputs in self.seen(limit))
+        return len(_modes(model)) * sum(len(inputs) for _, inputs in self.visible(limit))
 
     def measure(self, model: nn.Module, *, limit: int | None = None) -> PanelResult:
         """Measure every probe in every BatchNorm mode; models without BatchNorm have one.
 
         Args:
-            limit: take so many samples of each probe, and leave out those that are held out: what
-                a stopping rule may see.
+            model: the classifier.
+            limit: measure the first inputs of each probe, and leave out held-out probes: what a
+                stopping rule may see.
         """
         measurements = []
-        for name, inputs in self.seen(limit):
+        for name, inputs in self.visible(limit):
             for mode in _modes(model):
                 probabilities = predict(model, inputs, mode=mode).double().softmax(-1)
                 num_classes = probabilities.shape[1]

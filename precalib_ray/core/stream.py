@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from precalib_ray.core import labels as label_schemes
-from precalib_ray.core import noise as noises
+from precalib_ray.core.labels import Labels
+from precalib_ray.core.noise import Noise, Statistics
 from precalib_ray.core.seeding import LABELS, NOISE, mix
 
 BLOCK_ELEMENTS = {"cpu": 2**15, "cuda": 2**22}
@@ -44,20 +43,23 @@ class NoiseStream:
 
     def __init__(
         self,
-        noise: Mapping[str, Any],
-        labels: Mapping[str, Any],
+        noise: Noise,
+        labels: Labels,
         *,
         seed: int,
         batch_size: int,
         input_shape: Sequence[int],
         num_classes: int,
+        statistics: Mapping[str, Statistics] | None = None,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        """``batch_size`` counts the samples of all ranks together."""
-        self._noise = noises.build(noise)
-        self._labels = dict(labels)
+        """``batch_size`` counts the samples of all ranks; ``statistics`` are those that ``noise``
+        needs, by data set.
+        """
+        self._fill = noise.sampler(statistics)
+        self._labels = labels
         self._seed = seed
         self._batch_size = batch_size
         self._num_classes = num_classes
@@ -82,16 +84,14 @@ class NoiseStream:
 
         The inputs lie in memory that the next call overwrites.
         """
-        if self._labels["kind"] == "fixed":
-            step %= self._labels["num_batches"]
+        step = self._labels.source_step(step)
         prefix = mix(self._seed, NOISE, step)
         for block, target, place, kept in self._plan:
-            self._noise(target, self._generator.manual_seed(mix(prefix, block)))
+            self._fill(target, self._generator.manual_seed(mix(prefix, block)))
             if place is not None:
                 place.copy_(target[kept])
         self._generator.manual_seed(mix(self._seed, LABELS, step))
-        targets = label_schemes.draw(
-            self._labels,
+        targets = self._labels.draw(
             self._batch_size,
             self._num_classes,
             generator=self._generator,

@@ -23,9 +23,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from precalib_ray.data.dataset import DatasetInfo, Split, stratified_cut
+from precalib_ray.core.dataset import DatasetInfo, Split, stratified_cut
+from precalib_ray.data.codec import Pixels, load, pixels
 from precalib_ray.data.embedded import digits
-from precalib_ray.data.images import Pixels, load, pixels
 from precalib_ray.data.parquet import SPLITS, split_path, write_split
 from precalib_ray.errors import DataError
 

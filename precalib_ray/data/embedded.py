@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
-from precalib_ray.data.dataset import DatasetInfo, Split, stratified_cut
-from precalib_ray.data.images import pixels
+from precalib_ray.core.dataset import DatasetInfo, Split, stratified_cut
+from precalib_ray.data.codec import pixels
 
 _SMALLEST_CROP = 32
 

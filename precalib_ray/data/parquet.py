@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from precalib_ray.data.dataset import DatasetInfo, Split
-from precalib_ray.data.images import Pixels, decode, encode_png
+from precalib_ray.core.dataset import DatasetInfo, Split
+from precalib_ray.data.codec import Pixels, decode, encode_png
 from precalib_ray.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -146,6 +146,18 @@ def read_split(
     if info is None:
         info = DatasetInfo.measured(pixels, class_names=class_names)
     return Split(pixels, torch.tensor(labels), info, tuple(skipped))
+
+
+def read_dataset(
+    directory: Path, *, on_bad_row: Literal["error", "skip"] = "error"
+) -> dict[str, Split]:
+    """Read ``train``, ``val`` and, if it is there, ``test``, as ``read_split`` does."""
+    splits = {}
+    for name in SPLITS:
+        path = split_path(directory, name)
+        if name != "test" or path.exists():
+            splits[name] = read_split(path, on_bad_row=on_bad_row)
+    return splits
 
 
 def read_info(path: Path) -> DatasetInfo:

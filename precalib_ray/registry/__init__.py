@@ -1,1 +1,1 @@
-"""MLflow: tracking a job, publishing what it made, and pulling it back."""
+"""MLflow: tracking of a run, publishing of a checkpoint, and pulling it back."""

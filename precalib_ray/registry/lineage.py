@@ -1,4 +1,4 @@
-"""Which data a run used, as MLflow's data-set lineage."""
+"""The data sets that a run used, as MLflow's data-set lineage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.data import parquet
 from precalib_ray.errors import TrackingError
-from precalib_ray.registry.tracking import Run, one_line
+from precalib_ray.registry.server import one_line
+from precalib_ray.registry.tracking import Run
 
-_DIGEST = 36  # most characters of a digest that MLflow takes
+_MAX_DIGEST = 36  # characters that MLflow accepts
 
 
 @dataclass(frozen=True)
-class Used:
+class DatasetUse:
     """A split of a data set, and what it was used for."""
 
     path: str
@@ -31,23 +32,24 @@ class Used:
 
     @property
     def name(self) -> str:
-        """Folder and split, in letters that MLflow allows."""
+        """Folder and split, in characters that MLflow allows."""
         return re.sub(r"[^\w.\- ]", "_", f"{Path(self.path).name}-{self.split}")
 
 
-def log_data(run: Run, used: Iterable[Used]) -> dict[Used, str]:
-    """Log data sets as inputs of a run; logged again, they are there once.
+def log_data(run: Run, uses: Iterable[DatasetUse]) -> dict[DatasetUse, str]:
+    """Log data sets as inputs of a run; idempotent.
 
     Returns:
-        SHA-256 of each split that is there: what was made of one is registered without it, too.
+        SHA-256 of each split that still exists: a model outlives the data that it was made with,
+        and is registered without it.
 
     Raises:
         DataError: a split cannot be read.
         TrackingError: the server refused.
     """
     inputs: list[DatasetInput] = []
-    digests: dict[Used, str] = {}
-    for use in dict.fromkeys(used):
+    digests: dict[DatasetUse, str] = {}
+    for use in dict.fromkeys(uses):
         file = parquet.split_path(Path(use.path), use.split)
         if not file.exists():
             continue
@@ -56,12 +58,12 @@ def log_data(run: Run, used: Iterable[Used]) -> dict[Used, str]:
     try:
         if inputs:
             run.client.log_inputs(run.run_id, inputs)
-    except Exception as error:  # transports and stores fail in ways of their own
-        raise TrackingError(f"MLflow did not take the data sets: {one_line(error)}") from None
+    except Exception as error:  # every transport and store has its own exceptions
+        raise TrackingError(f"MLflow did not accept the data sets: {one_line(error)}") from None
     return digests
 
 
-def _input(use: Used, file: Path, digest: str) -> DatasetInput:
+def _input(use: DatasetUse, file: Path, digest: str) -> DatasetInput:
     info = parquet.read_info(file)
     schema = TensorDatasetSchema(
         features=Schema([TensorSpec(np.dtype("uint8"), (-1, *info.shape), "image")]),
@@ -69,7 +71,7 @@ def _input(use: Used, file: Path, digest: str) -> DatasetInput:
     )
     dataset = Dataset(
         name=use.name,
-        digest=digest[:_DIGEST],
+        digest=digest[:_MAX_DIGEST],
         source_type="local",
         source=json.dumps({"uri": str(file)}),
         schema=json.dumps(schema.to_dict()),

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
-from precalib_ray.registry.tracking import client_of, one_line, require_reachable, resolve_uri
+from precalib_ray.registry.server import client_of, one_line, require_reachable, resolve_uri
 
 EXTRA_FILES = "extra_files"
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
@@ -23,16 +23,16 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-
 def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) -> str:
     """Download the checkpoint directory of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
 
-    MLflow's own resolution of such URIs goes to the server that is set globally in the process,
-    whatever server is named; this one asks the server that is named, and sets nothing.
+    MLflow resolves such URIs on the server that is set globally in the process, whichever server
+    the call names; this function asks the server that it is given, and sets nothing.
 
     Args:
         uri: the version, by number or by alias.
-        directory: where the files of a checkpoint go; of whatever else the server has, nothing.
+        directory: where the files of a checkpoint go; no other artifact is fetched.
         tracking_uri: as ``resolve_uri`` takes it.
 
     Returns:
-        ``models:/NAME/VERSION``: an alias moves on, this does not.
+        ``models:/NAME/VERSION``, which is immutable; an alias is not.
 
     Raises:
         TrackingError: the server cannot be reached, or has no such model.
@@ -45,14 +45,14 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
         version = _find(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version)
         extra = f"{source}/{EXTRA_FILES}"
-        held = {
+        listed = {
             Path(item.path).name
             for item in mlflow.artifacts.list_artifacts(artifact_uri=extra, tracking_uri=server)
             if not item.is_dir
         }
-        if not held >= {checkpoint.MODEL_FILE, checkpoint.SPEC_FILE}:
+        if not listed >= {checkpoint.MODEL_FILE, checkpoint.SPEC_FILE}:
             raise CheckpointError(f"{uri} holds no precalib_ray checkpoint")
-        for name in (file for file in _FILES if file in held):
+        for name in (file for file in _FILES if file in listed):
             _download(f"{extra}/{name}", Path(directory) / name, server=server)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{uri} cannot be pulled: {one_line(error)}") from None
@@ -60,13 +60,13 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
 
 
 def _download(uri: str, file: Path, *, server: str) -> None:
-    """Fetch one file, and nothing else, whatever the server says is there."""
+    """Fetch one file and nothing else, even if the server lists a folder or a link in its place."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server)
         downloaded = Path(folder) / file.name
         if downloaded.is_symlink() or not downloaded.is_file():
-            raise CheckpointError(f"{uri} is no file")
+            raise CheckpointError(f"{uri} is not a regular file")
         downloaded.replace(file)
 
 

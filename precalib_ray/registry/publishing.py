@@ -28,21 +28,23 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
+from precalib_ray.core.models import Model
 from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry import versions
-from precalib_ray.registry.tracking import Run, client_of, one_line, set_global_uri
+from precalib_ray.registry.server import client_of, one_line, set_global_uri
+from precalib_ray.registry.tracking import Run
 
 CANDIDATE = versions.CANDIDATE
 CARD_FILE = "card.html"
-_LOGGED = "model"  # the logged model's name within its run
-_EXPORT = threading.Lock()  # torch.export is not made for threads
+_LOGGED_MODEL = "model"  # its name within the run
+_EXPORT = threading.Lock()  # torch.export is not thread-safe
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
 
 
-def default_name(spec: Mapping[str, Any]) -> str:
+def default_name(model: Model) -> str:
     """One registered model per architecture and K: ``resnet18-k10-precalibrated``."""
-    architecture = str(spec.get("name", spec["kind"])).replace(":", "-").replace("/", "-")
-    return f"{architecture}-k{spec['num_classes']}-precalibrated"
+    architecture = model.architecture.replace(":", "-").replace("/", "-")
+    return f"{architecture}-k{model.num_classes}-precalibrated"
 
 
 def publish(
@@ -56,18 +58,16 @@ def publish(
 ) -> str:
     """Register a checkpoint directory as a version; the newest has the alias ``candidate``.
 
-    Its description is to be given by ``describe``.
-
-    A key has one version of a name: published again, by many at once or after an interruption
-    half-way, it is returned.
+    Idempotent, also under concurrency and after an interruption half-way: a registered model has
+    one version per key. ``describe`` adds the description.
 
     Args:
-        run: where the version is from.
+        run: the version's run.
         directory: the checkpoint.
         name: of the registered model.
         tags: of the version.
         trust_code: as ``checkpoint.load_model`` takes it.
-        key: what there shall be one version of; None for the run.
+        key: the idempotency key; None for the run's id.
 
     Returns:
         The version.
@@ -79,9 +79,9 @@ def publish(
     registered = _registered(run, name, key)
     if registered is not None:
         return registered
-    set_global_uri(run.uri)  # MLflow asks that one for a logged model, whatever its client is for
+    set_global_uri(run.uri)  # MLflow looks up logged models there, whichever client asks
     try:
-        model_id = _logged(run) or _log(run, directory, trust_code=trust_code)
+        model_id = _logged_model(run) or _log_model(run, directory, trust_code=trust_code)
         version = versions.create(
             run.client,
             name,
@@ -94,16 +94,16 @@ def publish(
         versions.point_candidate(run.client, name)
     except CheckpointError:
         raise
-    except Exception as error:  # export and transport fail in too many ways to list
+    except Exception as error:  # export and transport have too many exceptions to list
         raise TrackingError(
-            f"the model could not be registered: {one_line(error)}; its checkpoint is whole: "
+            f"the model could not be registered: {one_line(error)}; its checkpoint is intact: "
             f"{directory}"
         ) from None
     return version
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 of what a version holds of a checkpoint; raises CheckpointError."""
+    """SHA-256 of a checkpoint's published files; raises CheckpointError."""
     sha = hashlib.sha256()
     for name in _FILES:
         try:
@@ -115,20 +115,20 @@ def digest(directory: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
+class ExistingVersion:
     """A version that holds a checkpoint already."""
 
     version: str
     run_id: str
     key: str
     described: bool
-    """Whether it has its card: publishing may have ended before."""
+    """Whether it has its card: publishing may have been interrupted before."""
 
 
-def find_digest(uri: str, name: str, sha256: str) -> Known | None:
+def find_digest(uri: str, name: str, sha256: str) -> ExistingVersion | None:
     """The version that holds a checkpoint with a digest; raises TrackingError.
 
-    ``candidate`` is pointed as ``publish`` does, which may have ended before it came to that.
+    Moves ``candidate`` as ``publish`` does, which may have been interrupted before.
     """
     try:
         client = client_of(uri)
@@ -139,23 +139,12 @@ def find_digest(uri: str, name: str, sha256: str) -> Known | None:
     except Exception as error:
         raise TrackingError(f"{name} cannot be looked up: {one_line(error)}") from None
     (version, *_) = found
-    return Known(
+    return ExistingVersion(
         str(version.version),
         run_id=version.run_id or "",
         key=version.tags[versions.KEY_TAG],
         described=bool(version.description),
     )
-
-
-def _registered(run: Run, name: str, key: str | None) -> str | None:
-    """The version that an earlier try has registered, which may have ended there."""
-    try:
-        found = versions.find(run.client, name, tag=versions.KEY_TAG, value=key or run.run_id)
-        if found:
-            versions.point_candidate(run.client, name)
-    except Exception as error:
-        raise TrackingError(f"the model could not be registered: {one_line(error)}") from None
-    return str(found[0].version) if found else None
 
 
 def describe(run: Run, name: str, version: str, *, description: str, card: str) -> None:
@@ -177,40 +166,10 @@ def describe(run: Run, name: str, version: str, *, description: str, card: str) 
         raise TrackingError(f"version {version} of {name} has no card yet: {reason}") from None
 
 
-def _log(run: Run, directory: Path, *, trust_code: bool) -> str:
-    """Log the checkpoint as a model of the run; returns its id."""
-    spec = checkpoint.read_description(directory)["model"]
-    model = checkpoint.load_model(directory, trust_code=trust_code).eval()
-    example = np.zeros((2, *spec["input_shape"]), dtype=np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(example.dtype, (-1, *spec["input_shape"]))]),
-        outputs=Schema([TensorSpec(example.dtype, (-1, spec["num_classes"]))]),
-    )
-    with _EXPORT, _quiet(), mlflow.start_run(run_id=run.run_id):
-        info = mlflow.pytorch.log_model(
-            model,
-            name=_LOGGED,
-            signature=signature,
-            input_example=example,
-            extra_files=[str(directory / file) for file in _FILES],
-            pip_requirements=[f"{name}=={version}" for name, version in libraries().items()],
-            serialization_format="pt2",
-        )
-    return str(info.model_id)
-
-
-def _logged(run: Run) -> str | None:
-    """The model that an earlier try logged whole, and did not come to register."""
-    experiment = run.client.get_run(run.run_id).info.experiment_id
-    found = run.client.search_logged_models(
-        [experiment], f"source_run_id = '{run.run_id}' AND name = '{_LOGGED}'"
-    )
-    whole = [str(m.model_id) for m in found if m.status == LoggedModelStatus.READY]
-    return whole[0] if whole else None
-
-
 def libraries() -> dict[str, str]:
-    """What a version is made with, and what loading it needs; this package is not among it."""
+    """Versions of what a model is made with, and needs to be loaded; this package is not among
+    them.
+    """
     import torchvision
 
     found = {
@@ -223,9 +182,52 @@ def libraries() -> dict[str, str]:
     return {name: str(version).partition("+")[0] for name, version in found.items()}
 
 
+def _registered(run: Run, name: str, key: str | None) -> str | None:
+    """The version that an earlier attempt registered, perhaps without moving ``candidate``."""
+    try:
+        found = versions.find(run.client, name, tag=versions.KEY_TAG, value=key or run.run_id)
+        if found:
+            versions.point_candidate(run.client, name)
+    except Exception as error:
+        raise TrackingError(f"the model could not be registered: {one_line(error)}") from None
+    return str(found[0].version) if found else None
+
+
+def _log_model(run: Run, directory: Path, *, trust_code: bool) -> str:
+    """Log the checkpoint as a model of the run; returns its id."""
+    settings = checkpoint.read_description(directory).model
+    model = checkpoint.load_model(directory, trust_code=trust_code).eval()
+    example = np.zeros((2, *settings.input_shape), dtype=np.float32)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(example.dtype, (-1, *settings.input_shape))]),
+        outputs=Schema([TensorSpec(example.dtype, (-1, settings.num_classes))]),
+    )
+    with _EXPORT, _quiet(), mlflow.start_run(run_id=run.run_id):
+        info = mlflow.pytorch.log_model(
+            model,
+            name=_LOGGED_MODEL,
+            signature=signature,
+            input_example=example,
+            extra_files=[str(directory / file) for file in _FILES],
+            pip_requirements=[f"{name}=={version}" for name, version in libraries().items()],
+            serialization_format="pt2",
+        )
+    return str(info.model_id)
+
+
+def _logged_model(run: Run) -> str | None:
+    """The model that an earlier attempt logged completely, and did not register."""
+    experiment = run.client.get_run(run.run_id).info.experiment_id
+    found = run.client.search_logged_models(
+        [experiment], f"source_run_id = '{run.run_id}' AND name = '{_LOGGED_MODEL}'"
+    )
+    ready = [str(m.model_id) for m in found if m.status == LoggedModelStatus.READY]
+    return ready[0] if ready else None
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notices of torch.export and MLflow that a user can do nothing about."""
+    """Without the notices of torch.export and MLflow that a user cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]

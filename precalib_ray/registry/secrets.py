@@ -1,4 +1,4 @@
-"""Credentials are MLflow's business; what is shown, logged or stored by a job holds none."""
+"""Redaction: credentials reach MLflow's clients, and nothing that a job shows, logs or stores."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _IN_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s/'\"]+@", re.IGNORECA
 _IN_QUERY = re.compile(
     r"(?P<key>[?&][\w.-]*(password|secret|token)[\w.-]*=)[^\s&'\"]+", re.IGNORECASE
 )
-_SHORTEST = 4  # what is shorter stands in too many words
+_MIN_LENGTH = 4  # shorter secrets occur in ordinary words
 
 
 def redact(text: str) -> str:
-    """The text without users and passwords of URIs, and without what the environment keeps."""
+    """The text without credentials in URIs, and without secrets of the environment."""
     text = _IN_URI.sub(r"\g<scheme>***@", text)
     text = _IN_QUERY.sub(r"\g<key>***", text)
-    for secret in sorted(_known(), key=len, reverse=True):
+    for secret in sorted(_environment_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 def guard_logs() -> None:
-    """Redact what any library of this process logs from now on."""
+    """Redact every log record of this process, from now on."""
     make = logging.getLogRecordFactory()
 
     def redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         try:
             record.msg, record.args = redact(record.getMessage()), None
-        except Exception:  # a message that does not format is told by the handler
+        except Exception:  # the handler reports a message that does not format
             return record
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)))
@@ -53,9 +53,9 @@ def guard_logs() -> None:
     logging.setLogRecordFactory(redacted)
 
 
-def _known() -> Iterator[str]:
+def _environment_secrets() -> Iterator[str]:
     found = [os.environ.get(name, "") for name in _VARIABLES]
     for name in _URIS:
         password = urlsplit(os.environ.get(name, "")).password or ""
         found += [password, unquote(password)]
-    return (secret for secret in found if len(secret) >= _SHORTEST)
+    return (secret for secret in found if len(secret) >= _MIN_LENGTH)

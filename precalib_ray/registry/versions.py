@@ -1,9 +1,10 @@
-"""One version for each thing that is published, however many publish it at once.
+"""One version per key, under concurrent publishers.
 
-MLflow numbers versions but takes any number of one run. So a version has a key in its tags, what it
-is a version of; who has created one looks afterwards, and of several with the same key the first is
-kept and the others are removed by those who created them. A version is visible before a later
-number can be given, so no two publishers find themselves first.
+MLflow numbers versions, but accepts any number of versions of one run. A version therefore carries
+its idempotency key in its tags. A publisher that has created a version searches for the key
+afterwards: of several versions with one key the first is kept, and each of the others is deleted by
+its creator. A version is visible before a later number can be given, so no two publishers find
+themselves first.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from mlflow.tracking import MlflowClient
 CANDIDATE = "candidate"
 KEY_TAG, DIGEST_TAG = "precalib.key", "precalib.sha256"
 MODEL_TAG = "precalib.logged_model"
-"""Id of the logged model that a version is made from: MLflow's database does not keep it."""
+"""Id of the logged model that a version is made from: MLflow's database does not store it."""
 
-_TRIES = 40  # MLflow gives up by itself after three collisions with other publishers
+_TRIES = 40  # MLflow itself gives up after three collisions with other publishers
 
 
 def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[ModelVersion]:
@@ -42,15 +43,15 @@ def create(
     model_id: str,
     tags: Mapping[str, Any],
 ) -> str:
-    """The version of a key, made if there is none; raises what MLflow raises."""
+    """The version of a key, created if there is none; raises what MLflow raises."""
     with contextlib.suppress(MlflowException):  # it exists already
         client.create_registered_model(name)
-    own: ModelVersion | None = None
+    created: ModelVersion | None = None
     for attempt in range(_TRIES):
         if find(client, name, tag=KEY_TAG, value=key):
             break
         try:
-            own = client.create_model_version(
+            created = client.create_model_version(
                 name,
                 source=source,
                 run_id=run_id,
@@ -64,15 +65,15 @@ def create(
         else:
             break
     kept = find(client, name, tag=KEY_TAG, value=key)[0]
-    if own is not None and str(own.version) != str(kept.version):
-        client.delete_model_version(name, str(own.version))
+    if created is not None and str(created.version) != str(kept.version):
+        client.delete_model_version(name, str(created.version))
     if kept.tags[MODEL_TAG] != model_id:
         client.delete_logged_model(model_id)
     return str(kept.version)
 
 
 def point_candidate(client: MlflowClient, name: str) -> None:
-    """Let ``candidate`` name the newest version, whoever publishes at the same time."""
+    """Move ``candidate`` to the newest version; safe under concurrent publishers."""
     while True:
         newest = _newest(client, name)
         aliases = client.get_registered_model(name).aliases
@@ -82,7 +83,7 @@ def point_candidate(client: MlflowClient, name: str) -> None:
 
 
 def _newest(client: MlflowClient, name: str) -> str | None:
-    """The newest version that is not about to be removed by who has created it."""
+    """The newest version that its creator is not about to delete as a duplicate."""
     versions: list[ModelVersion] = client.search_model_versions(
         f"name='{name}'", max_results=200, order_by=["version_number DESC"]
     )

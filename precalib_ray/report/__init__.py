@@ -1,1 +1,1 @@
-"""Figures: what people would rather look at than read."""
+"""What people look at: figures, the card of a version, and code to load it."""

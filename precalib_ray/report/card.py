@@ -1,6 +1,6 @@
-"""The card of a registered version: what it is, how it was made, how to load it, what it is not.
+"""The card of a registered version: what it is, how it was made, how to load it, its limits.
 
-Markdown for the version's description, and one HTML file that asks nothing of the network.
+Markdown for the version's description, and one HTML file that loads nothing from the network.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from typing import Any
 
 import jinja2
 
-from precalib_ray.config.jobs import TOLERANCE
+from precalib_ray.config.sections import TOLERANCE
+from precalib_ray.core.hardware import Hardware
+from precalib_ray.core.loop import Progress
+from precalib_ray.core.models import Model
+from precalib_ray.core.probes import PanelResult
+from precalib_ray.core.recipe import Recipe
 from precalib_ray.report import snippets
+from precalib_ray.report.wording import in_words
+
+__all__ = ["MAX_DESCRIPTION", "Card", "Provenance", "in_words", "write"]
 
 MAX_DESCRIPTION = 5000
-"""Characters of a description that MLflow's database takes."""
+"""Characters of a description that MLflow's database stores."""
 
 _MAX_ROWS = 12  # of the Markdown table; the HTML has all
-_PLAIN = {"shift": 0.0, "scale": 1.0}  # what need not be said of a noise
 _environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -32,32 +39,75 @@ _environment = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Card:
-    """The same content twice."""
+    """The same content in two formats."""
 
     markdown: str
     html: str
 
 
 @dataclass(frozen=True)
-class Made:
-    """How a checkpoint came to be, where that is known."""
+class Provenance:
+    """How a checkpoint was made."""
 
-    recipe: Mapping[str, Any]
-    """The resolved config of the pretraining job."""
+    recipe: Recipe
     recipe_yaml: str
-    """The same, as a user would write it."""
-    progress: Mapping[str, Any]
-    hardware: Mapping[str, Any] | None
+    """As a user would write it."""
+    progress: Progress[Any]
+    hardware: Hardware | None
+
+    @property
+    def in_words(self) -> str:
+        """Noise, labels and optimizer."""
+        return in_words(self.recipe)
+
+    @property
+    def stop(self) -> str:
+        """What ended it."""
+        if self.progress.stop_reason == "until_deviation":
+            target = self.recipe.duration.until_deviation
+            assert target is not None, "it was reached"
+            rule = "stopped once no probe of the stopping rule was more than"
+            return f"{rule} {target:g} above chance"
+        return f"stopped at the limit in {self.progress.stop_reason}"
+
+    @property
+    def missed_target(self) -> float | None:
+        """The deviation to reach, if it was not reached."""
+        reached = self.progress.stop_reason == "until_deviation"
+        return None if reached else self.recipe.duration.until_deviation
+
+    @property
+    def hardware_in_words(self) -> str:
+        """Workers, device and threads."""
+        if self.hardware is None:
+            return "not recorded"
+        found, threads = self.hardware, ""
+        if found.threads:
+            threads = f", {found.threads} thread{'s' if found.threads > 1 else ''}"
+        workers = f"{found.num_workers} × " if found.num_workers > 1 else ""
+        return f"{workers}{found.device}{threads}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One probe in one BatchNorm mode."""
+
+    probe: str
+    held_out: bool
+    mode: str
+    before: float
+    after: float
+    class_bias: float
 
 
 def write(
     *,
     uri: str,
-    spec: Mapping[str, Any],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
+    model: Model,
+    before: PanelResult,
+    after: PanelResult,
     held_out: Collection[str] = (),
-    made: Made | None = None,
+    provenance: Provenance | None = None,
     figures: Sequence[tuple[str, bytes]] = (),
     versions: Mapping[str, str],
     digests: Mapping[str, str],
@@ -66,38 +116,39 @@ def write(
 
     Args:
         uri: ``models:/NAME/VERSION``.
-        spec: the model's.
-        before: what the panel measured of the untrained network, as ``PanelResult.to_json`` gives.
-        after: and of the checkpoint.
+        model: its settings.
+        before: what the panel measured of the untrained network.
+        after: the same of the checkpoint.
         held_out: probes that the stopping rule did not see.
-        made: None for a checkpoint of which nothing but the files is known.
+        provenance: None for a checkpoint of which only the files are known.
         figures: captions and PNG files.
         versions: of the software that made it, by name.
         digests: of config, weights and data, by name.
     """
-    rows = _rows(before, after, held_out)
+    untrained = before.deviations
+    rows = [
+        Row(m.probe, m.probe in held_out, m.mode, untrained[m.key], m.deviation, m.class_bias)
+        for m in after.measurements
+    ]
     content = {
         "uri": uri,
         "title": uri.removeprefix("models:/").replace("/", ", version "),
-        "architecture": spec.get("name", "perceptron"),
-        "shape": " × ".join(map(str, spec["input_shape"])),
-        "num_classes": spec["num_classes"],
-        "before": before["deviation"],
-        "after": after["deviation"],
-        "worst": after["worst"],
+        "model": model,
+        "shape": " × ".join(map(str, model.input_shape)),
+        "before": before,
+        "after": after,
         "tolerance": TOLERANCE,
-        "far": after["deviation"] > TOLERANCE,
+        "above_tolerance": after.deviation > TOLERANCE,
         "rows": rows,
         "num_rows": len(rows),
-        "largest": max(1e-9, *(max(row["before"], row["after"]) for row in rows)),
-        "made": _made(made) if made else None,
-        "missed": _missed(made.recipe, made.progress) if made else None,
-        "training": snippets.training(uri, spec),
-        "own": snippets.ours(uri),
-        "needs": snippets.needs(spec),
-        "prediction": snippets.prediction(uri, spec),
+        "largest": max(1e-9, *(max(row.before, row.after) for row in rows)),
+        "provenance": provenance,
+        "with_package": snippets.with_package(uri),
+        "training": snippets.training(uri, model),
+        "requires": model.snippet().requires,
+        "prediction": snippets.prediction(uri, model),
         "serving": snippets.serving(uri),
-        "request": snippets.request(spec),
+        "request": snippets.request(model),
         "versions": dict(versions),
         "digests": dict(digests),
         "figures": [
@@ -105,29 +156,14 @@ def write(
             for caption, png in figures
         ],
     }
-    return Card(_markdown(content), _environment.get_template("card.html.j2").render(content))
+    return Card(_markdown(content, rows), _environment.get_template("card.html.j2").render(content))
 
 
-def in_words(recipe: Mapping[str, Any]) -> str:
-    """Noise, labels and optimizer of a recipe, in a sentence."""
-    optimizer, labels = recipe["optimizer"], recipe["labels"]
-    text = f"{_noise(recipe['noise'])}; {_labels(labels, recipe['model']['num_classes'])}; "
-    text += f"{optimizer['kind']} at learning rate {optimizer['lr']:g}"
-    if recipe["schedule"]["kind"] != "constant":
-        text += f" with {recipe['schedule']['kind']} decay"
-    text += f", batches of {recipe['batch_size']}"
-    if recipe["head_scale"] != 1:
-        text += f"; the last layer scaled by {recipe['head_scale']:g} before the first step"
-    if recipe["trainable"] != "all":
-        text += f"; trained were only: {_list(recipe['trainable'])}"
-    return text + f"; seed {recipe['seed']}"
-
-
-def _markdown(content: Mapping[str, Any]) -> str:
+def _markdown(content: Mapping[str, Any], rows: list[Row]) -> str:
     """The description, with as much as a description may hold."""
     template = _environment.get_template("card.md.j2")
-    worst = sorted(content["rows"], key=lambda row: row["after"], reverse=True)[:_MAX_ROWS]
-    short = {**content, "rows": [row for row in content["rows"] if row in worst]}
+    worst = sorted(rows, key=lambda row: row.after, reverse=True)[:_MAX_ROWS]
+    short = {**content, "rows": [row for row in rows if row in worst]}
     texts = [
         template.render(content, brief=False),
         template.render(content, brief=True),
@@ -136,90 +172,3 @@ def _markdown(content: Mapping[str, Any]) -> str:
     return next((text for text in texts if len(text) <= MAX_DESCRIPTION), texts[-1])[
         :MAX_DESCRIPTION
     ]
-
-
-def _rows(
-    before: Mapping[str, Any], after: Mapping[str, Any], held_out: Collection[str]
-) -> list[dict[str, Any]]:
-    untrained = {(m["probe"], m["mode"]): m["deviation"] for m in before["measurements"]}
-    return [
-        {
-            "probe": m["probe"],
-            "held_out": m["probe"] in held_out,
-            "mode": m["mode"],
-            "before": untrained[m["probe"], m["mode"]],
-            "after": m["deviation"],
-            "class_bias": m["class_bias"],
-        }
-        for m in after["measurements"]
-    ]
-
-
-def _made(made: Made) -> dict[str, Any]:
-    progress = made.progress
-    return {
-        "words": in_words(made.recipe),
-        "stop": _stop(made.recipe, progress),
-        "recipe_yaml": made.recipe_yaml.strip(),
-        "steps": progress["step"],
-        "samples": progress["samples"],
-        "seconds": progress["seconds"],
-        "probe_seconds": progress["evaluation_seconds"],
-        "hardware": _hardware(made.hardware),
-    }
-
-
-def _noise(spec: Mapping[str, Any]) -> str:
-    if spec["kind"] == "mixture":
-        weights = {part["weight"] for part in spec["parts"]}
-        parts = [
-            _named(part["noise"]) + ("" if len(weights) == 1 else f" (weight {part['weight']:g})")
-            for part in spec["parts"]
-        ]
-        return f"noise: a mixture of {_list(parts)}"
-    return f"noise: {_named(spec)}"
-
-
-def _named(spec: Mapping[str, Any]) -> str:
-    said = [
-        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
-        for key, value in spec.items()
-        if key != "kind" and _PLAIN.get(key) != value
-    ]
-    return str(spec["kind"]).replace("_", " ") + (f" ({', '.join(said)})" if said else "")
-
-
-def _labels(spec: Mapping[str, Any], num_classes: int) -> str:
-    if spec["kind"] == "uniform":
-        return f"targets: 1/{num_classes} for each class"
-    return f"labels: {_named(spec)}"
-
-
-def _list(items: str | Sequence[str]) -> str:
-    if isinstance(items, str):
-        return items
-    *first, last = items
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _stop(recipe: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    target = recipe["duration"]["until_deviation"]
-    if progress["stop_reason"] == "until_deviation":
-        return f"stopped once no probe that it may see was more than {target:g} above chance"
-    return f"stopped by the limit in {progress['stop_reason']}"
-
-
-def _missed(recipe: Mapping[str, Any], progress: Mapping[str, Any]) -> float | None:
-    """The deviation that was asked for and not reached."""
-    target: float | None = recipe["duration"]["until_deviation"]
-    return None if progress["stop_reason"] == "until_deviation" else target
-
-
-def _hardware(found: Mapping[str, Any] | None) -> str:
-    if not found:
-        return "not recorded"
-    threads = ""
-    if found["threads"]:
-        threads = f", {found['threads']} thread{'s' if found['threads'] > 1 else ''}"
-    workers = f"{found['num_workers']} × " if found["num_workers"] > 1 else ""
-    return f"{workers}{found['device']}{threads}"

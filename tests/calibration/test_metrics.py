@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from precalib_ray.calibration.metrics import evaluate, reliability
+from precalib_ray.calibration.metrics import METRICS, evaluate, metric, reliability
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -183,3 +183,21 @@ def test_refuses(function, logits, labels, message):
 def test_refuses_no_bins(function):
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
         function(LOGITS, LABELS, num_bins=0)
+
+
+def test_a_metric_is_registered_by_being_decorated():
+    logits, labels = make(seed=4)
+    before = evaluate(logits, labels)
+
+    @metric("share of class 0")
+    def share_of_first(scores):
+        return (scores.labels == 0).double().mean()
+
+    try:
+        result = evaluate(logits, labels)
+    finally:
+        del METRICS["share_of_first"]
+    assert (share_of_first.name, share_of_first.label) == ("share_of_first", "share of class 0")
+    assert result == before | {"share_of_first": pytest.approx(float((labels == 0).float().mean()))}
+    assert list(result) == [*before, "share_of_first"]
+    assert evaluate(logits, labels) == before

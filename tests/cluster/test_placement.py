@@ -19,8 +19,8 @@ import pytest
 from ray.util import get_node_ip_address
 
 from precalib_ray.cluster.placement import Request, _too_small
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
 from tests.e2e.conftest import REPOSITORY, Finished, environment
 
 RAY = Path(sys.executable).parent / "ray"
@@ -62,7 +62,8 @@ MIXED = [
         (Request(1, 1, 1, accelerator_type="A100"), 0),
         (Request(1, 1, labels={"zone": "a"}), 12),
         (Request(1, 1, labels={"zone": "!a"}), 11),
-        (Request(1, 1, labels={"zone": "in(a, c)"}), 12),
+        (Request(1, 1, labels={"zone": "in(c, a)"}), 12),
+        (Request(1, 1, labels={"zone": "!in(c, a)"}), 11),
         (Request(1, 1, 1, "STRICT_SPREAD", labels={"zone": "b"}), 1),
     ],
     ids=str,
@@ -71,7 +72,7 @@ def test_room_is_counted_by_node(request_: Request, capacity: int) -> None:
     assert request_.capacity(MIXED) == capacity
 
 
-def test_a_refusal_tells_what_is_asked_for_and_what_there_is() -> None:
+def test_a_refusal_names_the_request_and_the_resources() -> None:
     asked = Request(5, 6, 1, accelerator_type="H100", labels={"zone": "b"})
     nodes = [node(8, 4, kind="H100", zone="b"), node(8, 4, kind="H100", zone="b"), node(2)]
     assert _too_small(asked, nodes) == (
@@ -120,7 +121,7 @@ class Nodes:
             "tracking": {"offline": True},
         }
         file = self.storage / f"{name}.yaml"
-        file.write_text(base.to_yaml(base.validate(PretrainConfig, content)))
+        file.write_text(load.to_yaml(load.validate(PretrainConfig, content)))
         return self.run(str(REPOSITORY / "jobs" / "pretrain.py"), str(file))
 
     def workers(self) -> list[str]:
@@ -236,11 +237,11 @@ def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
 def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
     code = (
         "import ray\n"
-        "from precalib_ray.cluster import placement\n"
+        "from precalib_ray.cluster import placement, ray_private\n"
         "ray.init(logging_level='ERROR')\n"
-        "assert not placement._autoscaled()\n"
+        "assert not ray_private.is_autoscaled()\n"
         "request = placement.Request(1, 1, labels={'zone': 'late'})\n"
-        "placement.require(request, local=False, tell=print)\n"
+        "placement.require(request, local=False, notify=print)\n"
     )
     nodes.start("late", 1)
     done = nodes.run("-c", code)

@@ -1,4 +1,4 @@
-"""Small pretraining runs, and what child processes of the tests do."""
+"""Small engines and pretraining runs, and what child processes of the tests do."""
 
 import contextlib
 import os
@@ -8,9 +8,40 @@ from dataclasses import asdict
 import torch
 import torch.distributed as dist
 
-from precalib_ray.config.base import validate
-from precalib_ray.config.jobs import PretrainConfig
-from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.config.load import validate
+from precalib_ray.core.engine import Compute, Engine, Optimization
+from precalib_ray.core.loop import Host
+from precalib_ray.core.losses import Loss
+from precalib_ray.core.models.mlp import MLP
+from precalib_ray.core.optimizers import Optimizer, Schedule
+from precalib_ray.core.phases.pretraining import Pretraining
+from precalib_ray.core.spec import from_plain
+
+K = 4
+
+
+def make_engine(
+    model=None, *, optimizer=None, loss=None, schedule=None, num_steps=None, trainable="all",
+    **compute,
+):  # fmt: skip
+    """An engine of a tiny perceptron on 6 numbers, or of another model of K classes."""
+    if model is None:
+        model = MLP(num_classes=K, input_shape=(6,), depth=2, width=16).build(seed=0)
+    settings = Optimization(
+        optimizer=from_plain(Optimizer, optimizer or {"kind": "sgd", "lr": 0.1}),
+        loss=from_plain(Loss, loss or {"kind": "cross_entropy"}),
+        schedule=from_plain(Schedule, schedule or {}),
+        trainable=trainable,
+        compute=Compute(**compute),
+    )
+    return Engine(model, settings, num_classes=K, num_steps=num_steps)
+
+
+def batches(step, size=8, shape=(6,)):
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(size, *shape, generator=generator)
+    return inputs, torch.randint(K, (size,), generator=generator)
 
 
 def recipe(**changes):
@@ -27,7 +58,14 @@ def recipe(**changes):
         "duration": {"steps": 20},
         "probes": {"size": 16, "stop_size": 8, "every": 5, "max_share": 1.0},
     }  # fmt: skip
-    return validate(PretrainConfig, content | changes).model_dump()
+    return validate(PretrainConfig, content | changes)
+
+
+class Callbacks(Host):
+    """A host whose methods are given as functions."""
+
+    def __init__(self, **methods):
+        vars(self).update(methods)
 
 
 def weights(run):
@@ -69,9 +107,10 @@ def print_memory():
     """Resident size after 10 and after 1,000 steps."""
     sizes = []
 
-    def look(progress, _metrics):
+    def save(progress):
         if progress.step in (10, 1000):
             sizes.append(resident_mib())
+        return ""
 
     run = Pretraining(recipe(
         model={"kind": "mlp", "num_classes": 10, "input_shape": [64], "depth": 2, "width": 64},
@@ -79,7 +118,7 @@ def print_memory():
         probes={"size": 16, "stop_size": 8, "every": 5, "max_share": 1.0},
         checkpoints={"every_steps": 1},
     ))  # fmt: skip
-    run.run(save=lambda p: look(p, {}) or "")
+    run.run(Callbacks(save=save))
     print(*sizes)
 
 

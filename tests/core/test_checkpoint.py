@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from precalib_ray.core import checkpoint, models
-from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.core import checkpoint
+from precalib_ray.core.models import Model, function
+from precalib_ray.core.phases.pretraining import Pretraining
+from precalib_ray.core.spec import from_plain, plain
 from precalib_ray.errors import CheckpointError
 from tests.core.runs import comparable, recipe, same_bits, weights
 
@@ -22,9 +24,10 @@ FUNCTION = {
 
 
 def save(directory, *, spec=SPEC, seed=0, **more):
-    model = models.build(spec, seed=seed)
+    settings = from_plain(Model, spec)
+    model = settings.build(seed=seed)
     options = {"metrics": {"deviation": 0.25}, "trainer_state": {"step": 7}} | more
-    checkpoint.save(directory, model=model, spec=spec, **options)
+    checkpoint.save(directory, model=model, settings=settings, **options)
     return model
 
 
@@ -50,14 +53,16 @@ def test_round_trip(tmp_path):
     assert found == {"nested": state["nested"]}
     assert checkpoint.read_metrics(tmp_path / "c") == {"deviation": 0.25}
     description = checkpoint.read_description(tmp_path / "c")
-    assert description["model"] == SPEC
-    assert description["normalization"] == normalization
-    assert description["versions"]["torch"] == torch.__version__
+    assert description.model == from_plain(Model, SPEC)
+    assert description.normalization == normalization
+    assert description.versions["torch"] == torch.__version__
+    content = json.loads((tmp_path / "c" / "model.json").read_text())
+    assert content["model"] == SPEC | {"init": "default"} == plain(description.model)
 
 
 def test_state_and_normalization_are_optional(tmp_path):
     save(tmp_path / "c", trainer_state=None)
-    assert checkpoint.read_description(tmp_path / "c")["normalization"] is None
+    assert checkpoint.read_description(tmp_path / "c").normalization is None
     with pytest.raises(CheckpointError, match=r"trainer_state\.pt: there is no such file"):
         checkpoint.load_trainer_state(tmp_path / "c")
 
@@ -189,7 +194,7 @@ def test_description_that_cannot_be_built(change, tmp_path):
 
 def test_weights_of_another_model(tmp_path):
     save(tmp_path / "c")
-    other = models.build(SPEC | {"width": 6})
+    other = from_plain(Model, SPEC | {"width": 6}).build()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated, or of another"):
         checkpoint.load_weights(tmp_path / "c", other)
 
@@ -250,7 +255,7 @@ def test_code_is_run_only_if_trusted(tmp_path, monkeypatch):
     def import_nothing(name):
         raise AssertionError(f"{name} was imported")
 
-    monkeypatch.setattr(models, "load_function", import_nothing)
+    monkeypatch.setattr(function, "load_function", import_nothing)
     with pytest.raises(CheckpointError, match=r"with_dropout'.*trust_code=True"):
         checkpoint.load_model(tmp_path / "c")
 
@@ -258,9 +263,10 @@ def test_code_is_run_only_if_trusted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
 def test_torchvision_models_keep_their_statistics(name, tmp_path):
     spec = {"kind": "torchvision", "name": name, "num_classes": 3, "input_shape": [3, 32, 32]}
-    model = models.build(spec, seed=0)
+    settings = from_plain(Model, spec)
+    model = settings.build(seed=0)
     model(torch.randn(4, 3, 32, 32))
-    checkpoint.save(tmp_path / "c", model=model, spec=spec, metrics={})
+    checkpoint.save(tmp_path / "c", model=model, settings=settings, metrics={})
     loaded = checkpoint.load_model(tmp_path / "c")
     assert same_bits(loaded.state_dict(), model.state_dict())
     assert any(key.endswith("running_mean") for key in loaded.state_dict())

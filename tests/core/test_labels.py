@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from precalib_ray.core import labels
+from precalib_ray.core.labels import Fixed, Labels
+from precalib_ray.core.noise.gaussian import Gaussian
+from precalib_ray.core.spec import from_plain
 from precalib_ray.core.stream import NoiseStream
 
 SPECS = {
@@ -20,13 +22,15 @@ SPECS = {
 
 
 def draw(spec, batch_size, num_classes, seed=0):
-    return labels.draw(spec, batch_size, num_classes, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    labels = from_plain(Labels, spec)
+    return labels.draw(batch_size, num_classes, generator=generator, device="cpu")
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_shape_and_type(name):
     targets = draw(SPECS[name], 12, 5)
-    if name in labels.SOFT:
+    if Labels.members[name].soft:
         assert targets.shape == (12, 5)
         assert targets.dtype == torch.float32
         torch.testing.assert_close(targets.sum(1), torch.ones(12))
@@ -115,7 +119,7 @@ def test_smoothed_mass():
 
 def test_fixed_pairs_repeat_through_the_stream():
     stream = NoiseStream(
-        {"kind": "gaussian"}, SPECS["fixed"], seed=4, batch_size=9, input_shape=(6,), num_classes=5
+        Gaussian(), Fixed(num_batches=3), seed=4, batch_size=9, input_shape=(6,), num_classes=5
     )
     batches = [tuple(t.clone() for t in stream.batch(step)) for step in range(8)]
     for step, (inputs, targets) in enumerate(batches):

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from precalib_ray.core import noise
+from precalib_ray.core.noise import Noise
+from precalib_ray.core.spec import from_plain
 from precalib_ray.data.embedded import digits
 
 IMAGES, FLAT = (256, 3, 16, 16), (512, 96)
@@ -33,8 +35,9 @@ def kind(spec):
     return spec["kind"]
 
 
-def draw(spec, shape, seed=0):
-    return noise.draw(spec, shape, generator=torch.Generator().manual_seed(seed))
+def draw(spec, shape, seed=0, statistics=None):
+    generator = torch.Generator().manual_seed(seed)
+    return noise.draw(from_plain(Noise, spec), shape, generator=generator, statistics=statistics)
 
 
 def standard_error(per_sample):
@@ -79,7 +82,8 @@ def test_pure_function_of_the_generator(spec, shape):
 @pytest.mark.parametrize("name", ["pink", "blur", "patches", "gaussian", "student_t"])
 def test_fills_what_it_is_given(name):
     out = torch.full((4, 3, 8, 8), 7.0)
-    assert noise.build({"kind": name})(out, torch.Generator().manual_seed(0)) is out
+    sampler = from_plain(Noise, {"kind": name}).sampler()
+    assert sampler(out, torch.Generator().manual_seed(0)) is out
     assert torch.equal(out, draw({"kind": name}, (4, 3, 8, 8)))
 
 
@@ -125,21 +129,21 @@ def test_matched_has_mean_deviation_and_spectrum_of_the_data(source):
     found = noise.statistics(data)
     flat = data.dim() == 2
     axes = (0, 1) if flat else (0, 2, 3)
-    torch.testing.assert_close(found["mean"], data.mean(axes).reshape(-1))
-    torch.testing.assert_close(found["std"], data.std(axes, correction=0).reshape(-1))
+    torch.testing.assert_close(found.mean, data.mean(axes).reshape(-1))
+    torch.testing.assert_close(found.std, data.std(axes, correction=0).reshape(-1))
 
     num = 4000
     spec = {"kind": "matched", "data": "somewhere"}
-    drawn = draw(spec | {k: v.tolist() for k, v in found.items()}, (num, *data.shape[1:]))
+    drawn = draw(spec, (num, *data.shape[1:]), statistics={"somewhere": found})
     again = noise.statistics(drawn)
     # Of pixels that go together only few are independent: the spread over samples is the measure.
     means = drawn.mean(1, keepdim=True) if flat else drawn.mean((2, 3))  # (n, C)
     error = means.std(0) / math.sqrt(num)
-    assert ((again["mean"] - found["mean"]).abs() < 4.5 * error + 1e-5).all()
-    torch.testing.assert_close(again["std"], found["std"], rtol=0.04, atol=0)
+    assert ((again.mean - found.mean).abs() < 4.5 * error + 1e-5).all()
+    torch.testing.assert_close(again.std, found.std, rtol=0.04, atol=0)
     # The power at one frequency is exponential or chi-square with 1 degree of freedom.
-    share = again["power"] / found["power"]
-    relevant = found["power"] > 1e-4 * found["power"].amax()
+    share = again.power / found.power
+    relevant = found.power > 1e-4 * found.power.amax()
     assert relevant.float().mean() > 0.3
     assert ((share - 1).abs()[relevant] < 5.5 * math.sqrt(2 / num)).all()
 

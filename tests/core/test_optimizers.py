@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precalib_ray.core.optimizers import learning_rate
+from precalib_ray.core.optimizers import Schedule
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from precalib_ray.core.optimizers import learning_rate
     ],
 )
 def test_learning_rate(schedule, num_steps, expected):
-    found = {step: learning_rate(schedule, 3.0, step, num_steps) for step in expected}
+    found = {step: Schedule(**schedule).rate(3.0, step, num_steps) for step in expected}
     assert found == pytest.approx({step: 3.0 * share for step, share in expected.items()})
 
 
@@ -31,5 +31,5 @@ def test_learning_rate(schedule, num_steps, expected):
     step=st.integers(0, 80),
 )
 def test_learning_rate_stays_within_bounds(kind, warmup, num_steps, step):
-    rate = learning_rate({"kind": kind, "warmup_steps": warmup}, 0.3, step, num_steps)
+    rate = Schedule(kind=kind, warmup_steps=warmup).rate(0.3, step, num_steps)
     assert 0 <= rate <= 0.3 * (1 + 1e-12)

@@ -6,8 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from precalib_ray.core import models, probes
-from precalib_ray.core.probes import Panel, Probe, class_bias, confidence, evaluation, noise_probe
+from precalib_ray.core import probes
+from precalib_ray.core.models.mlp import MLP
+from precalib_ray.core.noise.pink import Pink
+from precalib_ray.core.probes import (
+    Panel,
+    PanelResult,
+    Probe,
+    class_bias,
+    confidence,
+    evaluation,
+    noise_probe,
+)
 from tests.core.user_functions import small_conv
 
 logit_tensors = st.integers(2, 12).flatmap(
@@ -112,9 +122,8 @@ def test_batch_norm_without_running_statistics_has_one_mode():
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_modes_of_the_mlp(batch_norm):
-    spec = {"kind": "mlp", "num_classes": 3, "input_shape": (6,), "batch_norm": batch_norm}
     panel = Panel([Probe("a", torch.randn(10, 6)), Probe("b", torch.randn(7, 6))])
-    model = models.build(spec)
+    model = MLP(num_classes=3, input_shape=(6,), batch_norm=batch_norm).build()
     result = panel.measure(model)
     expected = ["running", "batch"] if batch_norm else ["running"]
     assert [(m.probe, m.mode) for m in result.measurements] == [
@@ -156,10 +165,14 @@ def test_headline_is_the_largest():
     assert result.worst.probe == "sure"
     assert result.deviation == max(m.deviation for m in result.measurements)
     assert result.deviation == pytest.approx(1 / (1 + math.exp(-5)) - 0.5)
-    told = result.to_json()
-    assert told["worst"] == "sure/running"
-    assert told["deviation"] == result.deviation
-    assert [m["probe"] for m in told["measurements"]] == ["calm", "sure", "zero"]
+    assert result.deviations == {f"{m.probe}/running": m.deviation for m in result.measurements}
+    content = result.to_json()
+    assert content["worst"] == "sure/running"
+    assert content["deviation"] == result.deviation
+    assert [m["probe"] for m in content["measurements"]] == ["calm", "sure", "zero"]
+    restored = PanelResult.from_json(content)
+    assert restored.measurements == result.measurements
+    assert restored.worst == result.worst
 
 
 def test_headline_is_over_both_modes():
@@ -183,8 +196,7 @@ def test_what_is_held_out_does_not_count_for_stopping():
 
 def test_noise_probe_is_seeded_by_seed_and_name():
     def draw(name="a", seed=1):
-        spec = {"kind": "pink"}
-        return noise_probe(name, spec, size=4, input_shape=(1, 8, 8), seed=seed).inputs
+        return noise_probe(name, Pink(), size=4, input_shape=(1, 8, 8), seed=seed).inputs
 
     assert torch.equal(draw(), draw())
     assert not torch.equal(draw(), draw(name="b"))

@@ -3,6 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precalib_ray.core.labels import Balanced, Dirichlet, Hard
+from precalib_ray.core.noise.gaussian import Gaussian
+from precalib_ray.core.noise.laplace import Laplace
+from precalib_ray.core.noise.mixture import Mixture, Part
+from precalib_ray.core.noise.patches import Patches
+from precalib_ray.core.noise.pink import Pink
+from precalib_ray.core.noise.rademacher import Rademacher
 from precalib_ray.core.seeding import mix
 from precalib_ray.core.stream import BLOCK_ELEMENTS, MAX_BLOCK, NoiseStream, block_size, shard
 
@@ -11,19 +18,18 @@ SHAPES = [(12,), (1, 8, 8), (3, 16, 16), (3, 40, 40), (3, 112, 112)]
 """Blocks of 32, 32, 32, 8 and 1 samples: an image of the last is larger than a block."""
 
 NOISES = [
-    {"kind": "gaussian"},
-    {"kind": "pink"},
-    {"kind": "patches", "num_patches": 4},
-    {
-        "kind": "mixture",
-        "parts": [
-            {"weight": 1.0, "noise": {"kind": "gaussian"}},
-            {"weight": 1.0, "noise": {"kind": "pink", "alpha": 2.0}},
-            {"weight": 0.5, "noise": {"kind": "laplace"}},
-        ],
-    },
+    Gaussian(),
+    Pink(),
+    Patches(num_patches=4),
+    Mixture(
+        parts=[
+            Part(noise=Gaussian()),
+            Part(noise=Pink(alpha=2.0)),
+            Part(weight=0.5, noise=Laplace()),
+        ]
+    ),
 ]
-LABELS = [{"kind": "balanced"}, {"kind": "dirichlet", "alpha": 1.0}]
+LABELS = [Balanced(), Dirichlet(alpha=1.0)]
 
 
 def make(noise, labels=LABELS[0], *, seed=0, batch_size=16, shape=(1, 8, 8), rank=0, world=1):
@@ -91,7 +97,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(noise, shape, small, large):
     assert torch.equal(first[:common], second[:common])
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.kind)
 def test_seeds_steps_blocks_and_samples_differ(noise):
     stream = make(noise, batch_size=100)
     here, targets = batch(stream, 0)
@@ -104,7 +110,7 @@ def test_seeds_steps_blocks_and_samples_differ(noise):
 
 def test_inputs_do_not_betray_the_targets():
     """Noise and labels come from different seeds: adding a word of the seed would show here."""
-    one, two = (make({"kind": "gaussian"}, {"kind": kind}) for kind in ("hard", "balanced"))
+    one, two = (make(Gaussian(), labels) for labels in (Hard(), Balanced()))
     assert torch.equal(batch(one, 5)[0], batch(two, 5)[0])
     assert not torch.equal(batch(one, 5)[1], batch(two, 5)[1])
 
@@ -117,13 +123,13 @@ def test_global_generator_is_left_alone():
 
 
 def test_memory_is_reused():
-    stream = make({"kind": "gaussian"})
+    stream = make(Gaussian())
     assert stream.batch(0)[0].data_ptr() == stream.batch(1)[0].data_ptr()
 
 
 def test_the_stream_never_changes():
     """Its bits are a promise to runs that are resumed; drawn with torch 2.15 on a CPU."""
-    inputs, targets = batch(make({"kind": "rademacher"}, {"kind": "hard"}, batch_size=40), 7)
+    inputs, targets = batch(make(Rademacher(), Hard(), batch_size=40), 7)
     assert targets[:12].tolist() == [0, 0, 3, 0, 1, 2, 0, 4, 3, 2, 4, 0]
     assert inputs[33, 0, 0].tolist() == [-1, -1, 1, -1, 1, -1, -1, -1]
 

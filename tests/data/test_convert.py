@@ -10,6 +10,7 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
+from precalib_ray.core.dataset import DatasetInfo
 from precalib_ray.data.convert import (
     TORCHVISION_DATASETS,
     convert_digits,
@@ -17,7 +18,6 @@ from precalib_ray.data.convert import (
     convert_idx,
     convert_torchvision,
 )
-from precalib_ray.data.dataset import DatasetInfo
 from precalib_ray.data.embedded import digits
 from precalib_ray.data.parquet import read_split, split_path
 from precalib_ray.errors import DataError

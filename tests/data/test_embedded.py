@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from precalib_ray.data.dataset import DatasetInfo
+from precalib_ray.core.dataset import DatasetInfo
 from precalib_ray.data.embedded import digits, photo_patches
 
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precalib_ray.core.dataset import DatasetInfo
 from precalib_ray.data import parquet
-from precalib_ray.data.dataset import DatasetInfo
-from precalib_ray.data.images import encode_png
+from precalib_ray.data.codec import encode_png
 from precalib_ray.data.parquet import (
     METADATA_KEY,
     fingerprint,

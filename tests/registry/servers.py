@@ -125,8 +125,8 @@ class Postgres:
                 [*self._as, str(POSTGRES_BINARIES / program), *arguments],  # type: ignore[operator]
                 cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False, timeout=120,
             )  # fmt: skip
-        told = (self._folder / f"{program}.log").read_text()
-        assert done.returncode == 0, (program, told)
+        output = (self._folder / f"{program}.log").read_text()
+        assert done.returncode == 0, (program, output)
 
     def stop(self) -> None:
         """Stop it, and remove its data."""

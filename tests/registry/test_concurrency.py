@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from precalib_ray.core import checkpoint, models
+from precalib_ray.core import checkpoint
+from precalib_ray.core.models.mlp import MLP
 from precalib_ray.registry import tracking
 from tests.registry.servers import MLflowServer
 
 pytestmark = pytest.mark.slow
 
-SPEC = {"kind": "mlp", "num_classes": 3, "input_shape": [4], "width": 4, "depth": 1}
+SETTINGS = MLP(num_classes=3, input_shape=(4,), width=4, depth=1)
 NUM_RUNS, EACH, NUM_PROCESSES = 25, 2, 4
 PUBLISHERS = """
 import json, sys, threading
@@ -46,7 +47,7 @@ def test_fifty_publishers_leave_one_version_per_run(
     """Each run has two publishers, in different processes: 50 in all."""
     uri, name = postgres_server.uri, f"many-{uuid.uuid4().hex[:6]}"
     directory = checkpoint.save(
-        tmp_path / "checkpoint", model=models.build(SPEC), spec=SPEC, metrics={}
+        tmp_path / "checkpoint", model=SETTINGS.build(), settings=SETTINGS, metrics={}
     )
     runs = [
         tracking.Run(uri=uri, experiment="many", name="r", tags={}).run_id for _ in range(NUM_RUNS)
@@ -60,18 +61,18 @@ def test_fifty_publishers_leave_one_version_per_run(
         )
         for first in range(NUM_PROCESSES)
     ]  # fmt: skip
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     for process in processes:
         out, err = process.communicate(timeout=400)
         assert process.returncode == 0, err[-3000:]
-        told += [tuple(pair) for pair in json.loads(out.splitlines()[-1])]
+        reported += [tuple(pair) for pair in json.loads(out.splitlines()[-1])]
 
     client = MlflowClient(tracking_uri=uri)
     versions = client.search_model_versions(f"name='{name}'")
     assert Counter(v.run_id for v in versions) == Counter(runs)  # none lost, none twice
     by_run = {v.run_id: str(v.version) for v in versions}
-    assert len(told) == NUM_RUNS * EACH
-    assert all(by_run[run_id] == version for run_id, version in told)
+    assert len(reported) == NUM_RUNS * EACH
+    assert all(by_run[run_id] == version for run_id, version in reported)
     # What the others logged is gone, what versions are made from is not.
     experiment = client.get_experiment_by_name("many")
     assert experiment is not None

@@ -10,13 +10,14 @@ import mlflow
 import numpy as np
 import pytest
 
-from precalib_ray.core import checkpoint, models
+from precalib_ray.core import checkpoint
+from precalib_ray.core.models.torchvision import Torchvision
 from precalib_ray.registry import publishing, tracking
 from tests.registry.servers import MLflowServer
 
 pytestmark = pytest.mark.slow
 
-SPEC = {"kind": "torchvision", "name": "resnet18", "num_classes": 10, "input_shape": [3, 32, 32]}
+SETTINGS = Torchvision(name="resnet18", num_classes=10, input_shape=(3, 32, 32))
 REPEATS = 3
 
 
@@ -38,7 +39,10 @@ def test_publishing_costs_little_more_than_its_bytes(tmp_path: Path) -> None:
     server = MLflowServer(tmp_path / "server")
     try:
         directory = checkpoint.save(
-            tmp_path / "checkpoint", model=models.build(SPEC, seed=0), spec=SPEC, metrics={}
+            tmp_path / "checkpoint",
+            model=SETTINGS.build(seed=0),
+            settings=SETTINGS,
+            metrics={},
         )
         assert (directory / checkpoint.MODEL_FILE).stat().st_size > 44e6
         model = checkpoint.load_model(directory).eval()

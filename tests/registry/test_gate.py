@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from precalib_ray.config.jobs import Panel as PanelConfig
-from precalib_ray.core import checkpoint, models
-from precalib_ray.core.probes import Panel, Probe
+from precalib_ray.core import checkpoint
+from precalib_ray.core.head import find_head, scale_head
+from precalib_ray.core.models import Model
+from precalib_ray.core.models.mlp import MLP
+from precalib_ray.core.probes import Panel, PanelSettings, Probe
 from precalib_ray.errors import GateError, TrackingError
 from precalib_ray.registry import publishing, tracking
 from precalib_ray.registry.gate import CHAMPION, Gate
-from precalib_ray.service.promote import read_panel
 
 pytestmark = pytest.mark.slow
 
-SPEC: dict[str, Any] = {
-    "kind": "mlp", "num_classes": 5, "input_shape": [1, 6, 6], "width": 16, "batch_norm": True,
-    "init": "he",
-}  # fmt: skip
+SETTINGS = MLP(num_classes=5, input_shape=(1, 6, 6), width=16, batch_norm=True, init="he")
 
 
-def panel_of(spec: Mapping[str, Any]) -> Panel:
-    return read_panel(PanelConfig(size=32), spec)
+def panel_of(settings: Model) -> Panel:
+    return PanelSettings(size=32).panel(settings.input_shape, images={}, statistics={})
 
 
 def version(store: str, name: str, folder: Path, *, head: float, **tags: str) -> str:
     """Register a network whose last layer is scaled: 0 is at chance."""
-    model = models.build(SPEC, seed=0)
-    models.scale_head(model, SPEC["num_classes"], head)
+    model = SETTINGS.build(seed=0)
+    scale_head(model, SETTINGS.num_classes, head)
     with torch.no_grad():
-        models.find_head(model, SPEC["num_classes"])[1].bias.zero_()  # type: ignore[union-attr]
-    directory = checkpoint.save(folder / f"{head}", model=model, spec=SPEC, metrics={"head": head})
+        find_head(model, SETTINGS.num_classes)[1].bias.zero_()  # type: ignore[union-attr]
+    directory = checkpoint.save(
+        folder / f"{head}", model=model, settings=SETTINGS, metrics={"head": head}
+    )
     run = tracking.Run(uri=store, experiment="gate", name="r", tags={})
     found = publishing.publish(run, directory, name=name, tags=tags)
     run.end("FINISHED")
@@ -53,8 +51,8 @@ def test_a_champion_is_measured_and_can_be_gone_back_from(store: str, tmp_path: 
     with pytest.raises(GateError, match=f"{name} has no champion"):
         gate.rollback()
     decision = gate.promote(good, tolerance=0.005, panel_of=panel_of)
-    assert decision.reigning is None
-    assert {m.mode for m in decision.measured.measurements} == {"running", "batch"}
+    assert decision.champion_result is None
+    assert {m.mode for m in decision.result.measurements} == {"running", "batch"}
     assert gate.champion() == good
 
     # Its tags say that it is at chance; its weights do not.
@@ -90,7 +88,7 @@ def test_a_champion_is_measured_and_can_be_gone_back_from(store: str, tmp_path: 
     gate.promote(better, tolerance=0.005, panel_of=panel_of)
     assert gate.rollback() == (better, good)
 
-    events = [(e["action"], e["from"], e["to"], e["decision"]) for e in gate.trail()]
+    events = [(e.action, e.before, e.to, e.decision) for e in gate.audit_log()]
     assert events == [
         ("promote", None, good, "accepted"),
         ("promote", good, tampered, "refused"),
@@ -102,11 +100,13 @@ def test_a_champion_is_measured_and_can_be_gone_back_from(store: str, tmp_path: 
         ("promote", good, better, "accepted"),
         ("rollback", better, good, "accepted"),
     ]
-    refusal = gate.trail()[1]
-    assert refusal["deviation"] > 0.3
-    assert refusal["champion_deviation"] < 0.005
-    assert refusal["tolerance"] == 0.005
-    assert "@" in refusal["who"]
+    refusal = gate.audit_log()[1]
+    assert refusal.deviation is not None
+    assert refusal.deviation > 0.3
+    assert refusal.champion_deviation is not None
+    assert refusal.champion_deviation < 0.005
+    assert refusal.tolerance == 0.005
+    assert "@" in refusal.who
     assert gate.was_champion(good)
     assert not gate.was_champion(tampered)
 
@@ -165,6 +165,6 @@ def test_confidence_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     gate = Gate(name, tracking_uri=store)
     nothing = Panel([Probe("nan", torch.full((4, 1, 6, 6), float("nan")))])
     with pytest.raises(GateError, match="its confidence is not a number"):
-        gate.promote(number, tolerance=0.9, panel_of=lambda spec: nothing)
+        gate.promote(number, tolerance=0.9, panel_of=lambda settings: nothing)
     with pytest.raises(TrackingError, match="models:/unknown: "):
         Gate("unknown", tracking_uri=store)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from precalib_ray.core import checkpoint, models
+from precalib_ray.core import checkpoint
+from precalib_ray.core.models.mlp import MLP
 from precalib_ray.registry.secrets import guard_logs, redact
 from tests.registry.servers import PASSWORD, S3, MLflowServer, Postgres, free_port
 
 REPOSITORY = Path(__file__).parents[2]
-SPEC = {"kind": "mlp", "num_classes": 3, "input_shape": [4], "width": 4, "depth": 1}
+SETTINGS = MLP(num_classes=3, input_shape=(4,), width=4, depth=1)
 PLANTED = {
     "MLFLOW_TRACKING_USERNAME": "bob",
     "MLFLOW_TRACKING_PASSWORD": "tracking-password-55d1",
@@ -48,11 +49,11 @@ def assert_clean(text: str) -> None:
 
 def test_redact_leaves_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:p%40ssword@host")
-    told = redact("postgresql://bob:secret@host:5432/db of models:/NAME@champion: p@ssword p%40ss")
-    assert told == "postgresql://***@host:5432/db of models:/NAME@champion: *** p%40ss"
+    shown = redact("postgresql://bob:secret@host:5432/db of models:/NAME@champion: p@ssword p%40ss")
+    assert shown == "postgresql://***@host:5432/db of models:/NAME@champion: *** p%40ss"
     assert redact("https://token@host/a@b") == "https://***@host/a@b"
-    told = redact("postgresql://host/db?user=u&password=s3cret&sslmode=require (away)")
-    assert told == "postgresql://host/db?user=u&password=***&sslmode=require (away)"
+    shown = redact("postgresql://host/db?user=u&password=s3cret&sslmode=require (away)")
+    assert shown == "postgresql://host/db?user=u&password=***&sslmode=require (away)"
 
 
 def test_logs_are_redacted(
@@ -82,40 +83,40 @@ def test_logs_are_redacted(
 def test_planted_secrets_are_in_nothing_that_is_written(
     postgres: Postgres, postgres_server: MLflowServer, tmp_path: Path
 ) -> None:
-    checkpoint.save(tmp_path / "run", model=models.build(SPEC), spec=SPEC, metrics={})
+    checkpoint.save(tmp_path / "run", model=SETTINGS.build(), settings=SETTINGS, metrics={})
     server = f"http://bob:uri-password-4242@127.0.0.1:{postgres_server.port}"
-    code, told = job(
+    code, shown = job(
         tmp_path, "register", "path=run", "tracking.register_as=planted", MLFLOW_TRACKING_URI=server
     )
-    assert code == 0, told
-    written = [told]
+    assert code == 0, shown
+    written = [shown]
 
     # Straight to the database, whose URI has the password; and with a wrong one.
-    code, told = job(
+    code, shown = job(
         tmp_path, "register", "path=run", "tracking.register_as=planted",
         MLFLOW_TRACKING_URI=postgres.uri,
     )  # fmt: skip
-    assert code == 0, told
-    assert "is registered already" in told
-    written.append(told)
+    assert code == 0, shown
+    assert "is registered already" in shown
+    written.append(shown)
     wrong = postgres.uri.replace(PASSWORD, "uri-password-4242")
-    code, told = job(tmp_path, "register", "path=run", MLFLOW_TRACKING_URI=wrong)
+    code, shown = job(tmp_path, "register", "path=run", MLFLOW_TRACKING_URI=wrong)
     assert code == 4
-    assert "authentication failed" in told
-    written.append(told)
+    assert "authentication failed" in shown
+    written.append(shown)
 
     # A server that is away; one that refuses; a password in the config.
     gone = f"http://bob:uri-password-4242@127.0.0.1:{free_port()}"
-    code, told = job(tmp_path, "register", "path=run", MLFLOW_TRACKING_URI=gone)
+    code, shown = job(tmp_path, "register", "path=run", MLFLOW_TRACKING_URI=gone)
     assert code == 4
-    written.append(told)
-    code, told = job(tmp_path, "promote", "name=unknown", MLFLOW_TRACKING_URI=server)
+    written.append(shown)
+    code, shown = job(tmp_path, "promote", "name=unknown", MLFLOW_TRACKING_URI=server)
     assert code == 4
-    written.append(told)
-    code, told = job(tmp_path, "register", "path=run", f"tracking.uri={server}")
+    written.append(shown)
+    code, shown = job(tmp_path, "register", "path=run", f"tracking.uri={server}")
     assert code == 2
-    assert "must hold no user, password or key" in told
-    written.append(told)
+    assert "must hold no user, password or key" in shown
+    written.append(shown)
 
     client = MlflowClient(tracking_uri=postgres_server.uri)
     version = client.get_model_version_by_alias("planted", "candidate")

@@ -17,13 +17,14 @@ import torch
 from mlflow.tracking import MlflowClient
 
 import precalib_ray
-from precalib_ray.core import checkpoint, models
+from precalib_ray.core import checkpoint
+from precalib_ray.core.models.mlp import MLP
 from precalib_ray.errors import CheckpointError, PrecalibError, TrackingError
 from precalib_ray.registry import loading
 
 pytestmark = pytest.mark.slow
 
-SPEC = {"kind": "mlp", "num_classes": 3, "input_shape": [4], "depth": 1, "width": 4}
+SETTINGS = MLP(num_classes=3, input_shape=(4,), depth=1, width=4)
 
 
 class Bomb:
@@ -40,8 +41,8 @@ class Bomb:
 def directory(tmp_path: Path) -> Path:
     return checkpoint.save(
         tmp_path / "extra_files",
-        model=models.build(SPEC, seed=0),
-        spec=SPEC,
+        model=SETTINGS.build(seed=0),
+        settings=SETTINGS,
         metrics={},
         trainer_state={"optimizer": {}, "progress": {}},
     )
@@ -61,8 +62,11 @@ def pulled(directory: Path) -> torch.nn.Module:
     return precalib_ray.load_pretrained(register(directory, store), tracking_uri=store)
 
 
-def test_what_is_planted_on_loads_when_it_is_whole(directory: Path) -> None:
-    assert isinstance(pulled(directory), models.MLP)
+def test_the_checkpoint_loads_unharmed(directory: Path) -> None:
+    weights = pulled(directory).state_dict()
+    expected = SETTINGS.build(seed=0).state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch.save"])
@@ -120,18 +124,18 @@ def test_a_pickle_in_the_trainer_state(directory: Path, tmp_path: Path, form: st
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"kind": "function", "name": "os:system"}, r"made by code, 'os:system', .*trust_code"),
+        ({"kind": "function", "name": "os:system"}, r"built by code, 'os:system', .*trust_code"),
         ({"kind": "function", "name": "os:system", "args": {"command": "touch executed"}},
-         r"made by code, 'os:system', .*trust_code"),
+         r"built by code, 'os:system', .*trust_code"),
         ({"kind": "pickle", "name": "resnet18"}, r"unknown kind 'pickle'"),
-        ({"kind": "torchvision", "name": "os:system"}, r"torchvision has no model 'os:system'"),
-        ({"kind": "torchvision", "name": "raft_large"}, r"torchvision has no model 'raft_large'"),
-        ({"kind": "torchvision", "name": "fasterrcnn_resnet50_fpn"}, r"torchvision has no model"),
+        ({"kind": "torchvision", "name": "os:system"}, r"'os:system': is not the name of a torch"),
+        ({"kind": "torchvision", "name": "raft_large"}, r"'raft_large': is not the name"),
+        ({"kind": "torchvision", "name": "fasterrcnn_resnet50_fpn"}, r"is not the name of a torch"),
         ({"kind": "torchvision", "name": "resnet18", "args": {"weights": "DEFAULT"}},
-         r"args: 'weights' may not be set"),
-        ({"kind": "timm", "name": "hf_hub:somebody/something"}, r"timm has no model 'hf_hub:"),
+         r"args\.weights: 'DEFAULT': is set by precalib_ray"),
+        ({"kind": "timm", "name": "hf_hub:somebody/something"}, r"'hf_hub:.*is not the name of"),
         ({"kind": "timm", "name": "resnet18", "args": {"checkpoint_path": "/etc/passwd"}},
-         r"args: 'checkpoint_path' may not be set"),
+         r"args\.checkpoint_path: '/etc/passwd': is set by"),
         ({"kind": "mlp", "depth": "import os"}, r"cannot be built"),
         ({"kind": ["mlp"]}, r"unknown kind"),
     ],

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from precalib_ray.data.storage import Folder
 from precalib_ray.errors import CheckpointError, TrackingError
-from precalib_ray.registry import loading, tracking
+from precalib_ray.registry import loading, sending, server, tracking
+from precalib_ray.storage.folder import Folder
 from tests.registry.servers import MLflowServer
 
 pytestmark = pytest.mark.slow
@@ -24,64 +24,64 @@ def history(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[
 def test_metrics_survive_a_server_that_goes_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_RETRY_AFTER_S", 0.5)
-    server = MLflowServer(tmp_path / "server")
-    spool = Folder.at(str(tmp_path / "spool"))
+    monkeypatch.setattr(sending, "_RETRY_AFTER_S", 0.5)
+    mlflow = MLflowServer(tmp_path / "server")
+    outbox = Folder.at(str(tmp_path / "outbox"))
     try:
-        tracking.require_reachable(server.uri)
-        start = {"uri": server.uri, "experiment": "e", "name": "r", "tags": {"a": "b"}}
-        run = tracking.Run(**start, spool=spool)
+        server.require_reachable(mlflow.uri)
+        start = {"uri": mlflow.uri, "experiment": "e", "name": "r", "tags": {"a": "b"}}
+        run = tracking.Run(**start, outbox=outbox)
         run.log_params({"noise": {"kind": "pink", "parts": []}, "seed": 1})
         run.log_metrics({"loss": 3.0}, step=1)
         assert run.flush()
-        assert spool.names(".json") == []
-        server.stop()
+        assert outbox.names(".json") == []
+        mlflow.stop()
         started = time.monotonic()
         run.log_metrics({"loss": 2.0}, step=2)
         assert time.monotonic() - started < 0.2  # training is not held up
         assert not run.flush()
-        server.start()
+        mlflow.start()
         run.log_metrics({"loss": 1.0}, step=3)
         run.log_metrics({"loss": 1.5}, step=2)  # a worker that was lost comes by a step again
         assert run.flush(wait_s=20)
-        client = MlflowClient(tracking_uri=server.uri)
+        client = MlflowClient(tracking_uri=mlflow.uri)
         assert history(client, run.run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
         assert client.get_run(run.run_id).data.params["noise.kind"] == "pink"
 
         with pytest.raises(TrackingError, match="models:/nothing@candidate cannot be pulled"):
-            loading.pull("models:/nothing@candidate", tmp_path, tracking_uri=server.uri)
+            loading.pull("models:/nothing@candidate", tmp_path, tracking_uri=mlflow.uri)
 
-        server.stop()
+        mlflow.stop()
         for step in range(4, 2504):
             run.log_metrics({"loss": 0.5}, step=step)
         assert not run.end("FINISHED")
-        assert 3 <= len(spool.names(".json")) < 20  # of 1,000 entries each, but for the first ones
-        server.start()  # the next process goes on with the run
-        again = tracking.Run(**start, spool=spool, run_id=run.run_id)
+        assert 3 <= len(outbox.names(".json")) < 20  # of 1,000 entries each, but for the first ones
+        mlflow.start()  # the next process goes on with the run
+        again = tracking.Run(**start, outbox=outbox, run_id=run.run_id)
         assert again.run_id == run.run_id
         assert again.last_status == "FINISHED"
         again.log_metrics({"loss": 0.25}, step=2504)
         assert again.end("FINISHED", wait_s=20)
         assert [step for step, _ in history(client, run.run_id)] == list(range(1, 2505))
         assert client.get_run(run.run_id).info.status == "FINISHED"
-        assert spool.names(".json") == []
+        assert outbox.names(".json") == []
     finally:
-        server.stop()
+        mlflow.stop()
 
 
 def test_what_was_in_flight_when_the_job_was_killed_is_there_once(
     store: str, tmp_path: Path
 ) -> None:
     """The server has taken it, and the file that says that it has not is still there."""
-    spool = Folder.at(str(tmp_path / "spool"))
+    outbox = Folder.at(str(tmp_path / "outbox"))
     start = {"uri": store, "experiment": "e", "name": "r", "tags": {}}
-    run = tracking.Run(**start, spool=spool)
+    run = tracking.Run(**start, outbox=outbox)
     run.log_metrics({"loss": 3.0, "accuracy": 0.5}, step=1)
     assert run.flush()
     entries = [{"metric": ["loss", 3.0, 1, 1]}, {"metric": ["loss", 2.0, 2, 2]}]
-    spool.write("00000001.json", json.dumps(entries))
-    (tmp_path / "spool" / ".00000002.json.ab.new").write_text('[{"met')  # killed while writing
-    again = tracking.Run(**start, spool=spool, run_id=run.run_id)
+    outbox.write("00000001.json", json.dumps(entries))
+    (tmp_path / "outbox" / ".00000002.json.ab.new").write_text('[{"met')  # killed while writing
+    again = tracking.Run(**start, outbox=outbox, run_id=run.run_id)
     again.log_metrics({"loss": 3.5, "accuracy": 0.6}, step=1)  # a step that is done again
     assert again.end("FINISHED")
     client = MlflowClient(tracking_uri=store)
@@ -91,8 +91,8 @@ def test_what_was_in_flight_when_the_job_was_killed_is_there_once(
 
 def test_a_name_that_mlflow_refuses_holds_up_no_other(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    spool = Folder.at(str(tmp_path / "spool"))
-    run = tracking.Run(uri=store, experiment="e", name="r", tags={}, spool=spool)
+    outbox = Folder.at(str(tmp_path / "outbox"))
+    run = tracking.Run(uri=store, experiment="e", name="r", tags={}, outbox=outbox)
     run.log_metrics({"loss": 3.0, "what?*": 1.0, "accuracy": 0.5}, step=1)
     assert run.end("FINISHED")
     metrics = MlflowClient(tracking_uri=store).get_run(run.run_id).data.metrics
@@ -115,13 +115,13 @@ def test_a_foreign_model_version_is_refused(store: str, tmp_path: Path) -> None:
         loading.pull("models:/foreign", tmp_path, tracking_uri=store)
 
 
-def test_sqlite_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_sqlite_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match=r"database .* cannot be opened"):
-        tracking.require_reachable(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+        server.require_reachable(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 
-def test_children_are_known_by_a_tag_with_their_status(tmp_path: Path) -> None:
+def test_children_are_found_by_a_tag_with_their_status(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     parent = tracking.Run(uri=store, experiment="e", name="parent", tags={})
     tags = {"mlflow.parentRunId": parent.run_id}
@@ -136,14 +136,12 @@ def test_children_are_known_by_a_tag_with_their_status(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_run_that_was_deleted_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_run_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In MLflow's pages, between submissions and in the middle; metrics are kept, not refused."""
-    monkeypatch.setattr(tracking, "_RETRY_AFTER_S", 0.1)
-    store, spool = f"sqlite:///{tmp_path / 'mlflow.db'}", Folder.at(str(tmp_path / "spool"))
+    monkeypatch.setattr(sending, "_RETRY_AFTER_S", 0.1)
+    store, outbox = f"sqlite:///{tmp_path / 'mlflow.db'}", Folder.at(str(tmp_path / "outbox"))
     start = {"uri": store, "experiment": "e", "name": "r", "tags": {}}
-    run = tracking.Run(**start, spool=spool)
+    run = tracking.Run(**start, outbox=outbox)
     run.log_metrics({"loss": 3.0}, step=1)
     assert run.flush()
     run.client.delete_run(run.run_id)
@@ -152,7 +150,7 @@ def test_a_run_that_was_deleted_is_begun_anew(
     assert "active" in run.last_error
     assert not run.end("FINISHED")
 
-    again = tracking.Run(**start, run_id=run.run_id, spool=spool)
+    again = tracking.Run(**start, run_id=run.run_id, outbox=outbox)
     assert again.run_id != run.run_id
     assert again.end("FINISHED")
     assert history(again.client, again.run_id) == [(2, 2.0)]

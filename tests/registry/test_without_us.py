@@ -18,13 +18,13 @@ import psutil
 import pytest
 import torch
 
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.core import checkpoint
-from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.core.phases.pretraining import Pretraining
 from precalib_ray.registry import tracking
 from precalib_ray.report import snippets
-from precalib_ray.service import registration
+from precalib_ray.runs.publish import publish
 from tests.registry import bare
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ class Registry:
             self._publish(name, model)
 
     def _publish(self, name: str, model: dict[str, Any]) -> None:
-        config = base.validate(
+        config = load.validate(
             PretrainConfig,
             {
                 "name": name,
@@ -69,14 +69,12 @@ class Registry:
                 "tracking": {"register_as": name},
             },
         )
-        pretraining = Pretraining(config.model_dump())
+        pretraining = Pretraining(config)
         outcome = pretraining.run()
         directory = self.folder / "checkpoints" / name
         pretraining.write(directory, outcome)
         run = tracking.Run(uri=self.uri, experiment="e", name=name, tags={})
-        assert (
-            registration.register(config, directory, outcome.to_json(), run) == f"models:/{name}/1"
-        )
+        assert publish(config, directory, outcome, run) == f"models:/{name}/1"
         network = checkpoint.load_model(directory).eval()
         inputs = torch.randn(64, *model["input_shape"])
         with torch.no_grad():

@@ -7,49 +7,50 @@ from typing import Any
 
 import pytest
 
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.core.hardware import Hardware
+from precalib_ray.core.loop import Progress
+from precalib_ray.core.models.mlp import MLP
+from precalib_ray.core.probes import Measurement, PanelResult
 from precalib_ray.report import card
 
-SPEC = {
+MODEL = {
     "kind": "torchvision", "name": "resnet18", "num_classes": 10, "input_shape": [3, 32, 32],
     "small_stem": True,
 }  # fmt: skip
 
 
-def measured(deviation: float, probes: list[str]) -> dict[str, Any]:
-    return {
-        "deviation": deviation,
-        "worst": f"{probes[0]}/batch",
-        "measurements": [
-            {"probe": probe, "mode": mode, "deviation": deviation / (1 + i), "class_bias": 0.0123}
+def measured(deviation: float, probes: list[str]) -> PanelResult:
+    return PanelResult(
+        [
+            Measurement(probe, mode, deviation / (1 + i), class_bias=0.0123, classes=[])
             for i, probe in enumerate(probes)
-            for mode in ("running", "batch")
-        ],
-    }
+            for mode in ("batch", "running")
+        ]
+    )
 
 
 def write(probes: list[str], *, reason: str = "until_deviation", **changes: Any) -> card.Card:
-    config = base.validate(
+    config = load.validate(
         PretrainConfig,
         {
-            "name": "n", "model": SPEC, "noise": {"kind": "pink", "alpha": 1.5},
+            "name": "n", "model": MODEL, "noise": {"kind": "pink", "alpha": 1.5},
             "labels": {"kind": "uniform"}, "head_scale": 0.1, "seed": 3,
             "duration": {"samples": 6400, "until_deviation": 0.004},
         },
     )  # fmt: skip
-    progress = {
-        "step": 100, "samples": 6400, "seconds": 12.34, "evaluation_seconds": 0.56,
-        "stop_reason": reason,
-    }  # fmt: skip
-    hardware = {"device": "A <b>fast</b> device", "num_workers": 2, "threads": 1}
+    progress = Progress[Any](
+        step=100, samples=6400, seconds=12.34, evaluation_seconds=0.56, stop_reason=reason
+    )
+    hardware = Hardware("A <b>fast</b> device", num_workers=2, threads=1)
     arguments: dict[str, Any] = {
         "uri": "models:/resnet18-k10-precalibrated/7",
-        "spec": config.model.model_dump(),
+        "model": config.model,
         "before": measured(0.6543, probes),
         "after": measured(0.0039, probes),
         "held_out": probes[1:2],
-        "made": card.Made(config.model_dump(), base.to_yaml(config), progress, hardware),
+        "provenance": card.Provenance(config, load.to_yaml(config), progress, hardware),
         "figures": [("A curve", b"\x89PNG...")],
         "versions": {"torch": "9.9.9"},
         "digests": {"weights (SHA-256)": "0123456789abcdef" * 4},
@@ -83,11 +84,11 @@ def test_the_html_is_one_file_and_escapes_what_it_is_given() -> None:
     assert "A &lt;b&gt;fast&lt;/b&gt; device" in html
 
 
-def test_a_target_that_was_missed_is_told() -> None:
+def test_a_missed_target_is_reported() -> None:
     written = write(["pink"], reason="samples")
-    assert "**The 0.004 that was asked for was not reached.**" in written.markdown
-    assert "deviation of 0.004 that was asked for was not reached" in written.html
-    assert "Stopped by the limit in samples" in written.markdown
+    assert "**The target deviation of 0.004 was not reached.**" in written.markdown
+    assert "target deviation of 0.004 was not reached" in written.html
+    assert "Stopped at the limit in samples" in written.markdown
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def test_a_description_is_as_long_as_mlflow_takes(num: int, has: str) -> None:
 
 
 def test_a_checkpoint_of_unknown_origin_has_a_card() -> None:
-    least = {"kind": "mlp", "num_classes": 10, "input_shape": [4]}
-    written = write(["pink", "blur"], made=None, figures=(), held_out=(), spec=least)
+    model = MLP(num_classes=10, input_shape=(4,))
+    written = write(["pink", "blur"], provenance=None, figures=(), held_out=(), model=model)
     for text in (written.markdown, written.html):
         assert "does not say how it was made" in text
         assert "0.6543" in text
@@ -119,5 +120,5 @@ def test_a_network_that_is_far_from_chance_is_not_called_at_chance() -> None:
     far = write(["pink"], after=measured(0.29, ["pink"]))
     near = write(["pink"])
     for text in (far.markdown, far.html):
-        assert "above 0.005, the most that the gate lets through by default" in text
-    assert "lets through" not in near.markdown + near.html
+        assert "above 0.005, the gate's default tolerance" in text.replace("&#39;", "'")
+    assert "default tolerance" not in near.markdown + near.html

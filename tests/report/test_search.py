@@ -8,19 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from precalib_ray.report import search
-from precalib_ray.report.figures import ORANGE
+from precalib_ray.report.figures import search
+from precalib_ray.report.figures.style import ORANGE
+from precalib_ray.search.trial import Trial
 
 TRIALS = [
-    {"key": "a", "state": "finished", "deviation": 0.01, "samples": 300},
-    {"key": "b", "state": "stopped", "deviation": 0.2, "samples": 100},
-    {"key": "c", "state": "failed"},
-    {"key": "d", "state": "finished", "deviation": 0.002, "samples": 900},
+    Trial(key="a", state="finished", deviation=0.01, samples=300),
+    Trial(key="b", state="stopped", deviation=0.2, samples=100),
+    Trial(key="c", state="failed"),
+    Trial(key="d", state="finished", deviation=0.002, samples=900),
 ]
 REFERENCES = [
-    {"reference": "zero_head", "state": "finished", "deviation": 0.0, "samples": 0},
-    {"reference": "paper", "state": "finished", "deviation": 0.03, "samples": 5000},
-    {"reference": "untrained", "state": "running"},
+    Trial(key="x", reference="zero_head", state="finished", deviation=0.0, samples=0),
+    Trial(key="y", reference="paper", state="finished", deviation=0.03, samples=5000),
+    Trial(key="z", reference="untrained", state="running"),
 ]
 
 
@@ -53,8 +54,7 @@ def test_pareto_shows_every_point_and_what_costs_nothing() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1))
 def test_front_is_what_no_other_beats(points: list[tuple[int, int]]) -> None:
-    records = [{"samples": s, "deviation": d} for s, d in points]
-    front = [(r["samples"], r["deviation"]) for r in search.front_of(records)]
+    front = search.front_of([(samples, float(deviation)) for samples, deviation in points])
     beaten = {
         p for p in points for q in points if q != p and q[0] <= p[0] and q[1] <= p[1]
     }  # fmt: skip

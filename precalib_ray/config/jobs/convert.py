@@ -1,0 +1,71 @@
+"""The config of ``convert``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from precalib_ray.config.sections import JobConfig
+from precalib_ray.core.spec import Family, setting
+from precalib_ray.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Family):
+    """What is converted."""
+
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromDigits(Source):
+    """scikit-learn's 1,797 handwritten digits, 8x8, which need no download."""
+
+    kind: Literal["digits"] = "digits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTorchvision(Source):
+    """A data set of torchvision."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: str = setting(description="class in torchvision.datasets, such as CIFAR10")
+    root: str = setting("data/torchvision", description="where its files are")
+    download: bool = setting(False, description="fetch them if they are not there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromIdx(Source):
+    """The four files of MNIST's format, gzipped or not, in one folder."""
+
+    kind: Literal["idx"] = "idx"
+    path: str = setting(description="the folder")
+    class_names: list[str] | None = setting(None, description="null: the labels' numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFolder(Source):
+    """A folder of images in one folder per class."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = setting(description="the folder")
+    test_path: str | None = setting(None, description="another one, of test images")
+    shape: tuple[int, int, int] = setting(description="[C, H, W] that all images are brought to")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, size in enumerate(self.shape):
+            if size < 1:
+                raise SettingError(f"shape.{index}", size, "must be >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(JobConfig):
+    """Conversion of a data set to Parquet."""
+
+    source: Source = setting(description="what is converted")
+    output: str = setting(min_length=1, description="directory that is written")
+    val_fraction: float = setting(
+        0.1, ge=0, lt=1, description="part of train that becomes val; the digits have their own"
+    )
+    seed: int = setting(0, ge=0, description="seed of that cut")

@@ -1,0 +1,114 @@
+"""Reading a job's config: one YAML and dotted overrides, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import yaml
+
+from precalib_ray.config import overrides as dotted
+from precalib_ray.config.sections import JobConfig
+from precalib_ray.core.spec import Family, Section, is_family, plain
+from precalib_ray.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T", bound=Section)
+
+
+def load(cls: type[T], path: Path | str | None, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file, apply ``a.b=value`` overrides, and check the result.
+
+    An override of a ``kind`` drops the settings of the previous kind.
+
+    Raises:
+        ConfigError: with one problem per line.
+    """
+    content = {} if path is None else _read(Path(path))
+    for override in overrides:
+        dotted.apply(cls, content, override)
+    return validate(cls, content)
+
+
+def validate(cls: type[T], content: Mapping[str, Any] | T) -> T:
+    """Check plain data, or settings that were built in Python.
+
+    Raises:
+        ConfigError: with one problem per line.
+    """
+    import pydantic
+
+    from precalib_ray.config.problems import problems
+
+    try:
+        adapter: TypeAdapter[T] = _adapter(cast(Any, cls))
+        return adapter.validate_python(content)
+    except pydantic.ValidationError as error:
+        raise ConfigError(problems(cls, error)) from None
+
+
+def to_yaml(config: Section, *, exclude: Collection[str] = (), sparse: bool = False) -> str:
+    """The resolved config, which ``load`` reads back.
+
+    Args:
+        config: of any job.
+        exclude: top-level fields to leave out.
+        sparse: leave out fields that have their defaults.
+    """
+    content = {k: v for k, v in plain(config, sparse=sparse).items() if k not in exclude}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    Family.__get_pydantic_core_schema__ = classmethod(_family_schema)  # type: ignore[attr-defined]
+    return TypeAdapter(cls)
+
+
+def _family_schema(cls: type[Family], source: Any, handler: Any) -> Any:
+    """For pydantic, which core does not know: a family is the union of its members, by kind."""
+    from typing import Annotated, Union
+
+    from pydantic import Field
+
+    if not is_family(cls):
+        return handler(source)
+    members: Any = Union[tuple(cls.members.values())]  # noqa: UP007  built at run time
+    return handler.generate_schema(Annotated[members, Field(discriminator="kind")])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except OSError:
+        there = [str(p) for p in file.parent.glob("*.y*ml")]
+        near = difflib.get_close_matches(str(file), there)
+        problem = Problem("config file", str(file), "cannot be read", near[0] if near else "")
+        raise ConfigError([problem]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError([Problem("config file", str(file), f"is not YAML: {where}")]) from None
+    if not isinstance(content, dict):
+        raise ConfigError([Problem("config file", str(file), "must hold a mapping")])
+    return content
+
+
+def identity(config: JobConfig) -> dict[str, Any]:
+    """Plain data of the fields that say what a job is, rather than where and on what it runs."""
+    content = plain(config)
+    return {name: content[name] for name in content if name not in config.not_identity}
+
+
+def digest(config: JobConfig) -> str:
+    """SHA-256 of the config's identity, 16 hex digits."""
+    content = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,201 @@
+"""Sections that several jobs have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import StrictInt
+
+from precalib_ray.core.engine import Compute
+from precalib_ray.core.spec import Section, setting
+from precalib_ray.errors import SettingError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of runs and of registered models."""
+
+TOLERANCE = 0.005
+"""The largest deviation of a champion, unless a config says otherwise."""
+
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+_LABEL_NAME = rf"([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}"
+_LABEL_SELECTOR = rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))"
+_MOST_WORKERS = 100_000
+_WORKERS = "must be a whole number from 1 to 100,000, or two of them: [min, max]"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A word of the command line that stands for an override."""
+
+    name: str
+    override: str
+    choice: str | None = None
+    """What must follow the name, if anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(Section):
+    """The config of a job."""
+
+    flags: ClassVar[tuple[Flag, ...]] = ()
+    """What its command line takes beside overrides."""
+    not_identity: ClassVar[frozenset[str]] = frozenset({"storage", "tracking"})
+    """Fields that say where and on what it runs, not what it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(Section):
+    """What Ray is asked for."""
+
+    num_workers: StrictInt | tuple[StrictInt, StrictInt] = setting(
+        1,
+        allowed=_WORKERS,
+        description="training processes; [min, max]: as many as there is room for, at any time",
+    )
+    use_gpu: bool = setting(False, description="one GPU per worker (nccl); otherwise CPU (gloo)")
+    cpus_per_worker: float | None = setting(
+        None, gt=0, description="CPUs per worker; null: a share of this machine, on a cluster 1"
+    )
+    max_failures: int = setting(
+        2, ge=0, description="how often lost workers are replaced, from the last checkpoint"
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = setting(
+        "PACK", description="workers on few nodes, or on many; STRICT_: on one, or one on each"
+    )
+    accelerator_type: str | None = setting(
+        None, min_length=1, description="kind of GPU by Ray's name, such as H100; null: any"
+    )
+    labels: dict[str, str] = setting(
+        factory=dict, description="labels of the nodes that workers run on (Ray's label selector)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.num_workers
+        low, high = given if isinstance(given, tuple) else (given, given)
+        if not 1 <= low <= high <= _MOST_WORKERS:
+            shown = list(given) if isinstance(given, tuple) else given
+            raise SettingError("num_workers", shown, _WORKERS)
+        if self.accelerator_type is not None and not self.use_gpu:
+            raise SettingError("accelerator_type", self.accelerator_type, "needs use_gpu")
+        for name, selector in self.labels.items():
+            if not re.fullmatch(_LABEL_NAME, name):
+                raise SettingError(f"labels.{name}", name, "is not the name of a label")
+            if not re.fullmatch(_LABEL_SELECTOR, selector):
+                allowed = "must be a label's value, !VALUE, in(VALUE, VALUE) or !in(VALUE, VALUE)"
+                raise SettingError(f"labels.{name}", selector, allowed)
+        # Ray 2.60 counts room for an elastic group by resources alone.
+        if self.is_elastic and (self.labels or self.placement.startswith("STRICT_")):
+            path = "labels" if self.labels else "placement"
+            allowed = "must be left out where num_workers is [min, max]: Ray resizes without it"
+            raise SettingError(path, getattr(self, path), allowed)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers follows the room that there is."""
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which nothing begins."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that there may be."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+def refuse_secrets(field: str, uri: str | None) -> None:
+    """Raise SettingError if a URI holds credentials."""
+    parts = urlsplit(uri or "")
+    keys = [key.lower() for key, _ in parse_qsl(parts.query)]
+    if "@" in parts.netloc or any(w in k for k in keys for w in ("password", "secret", "token")):
+        allowed = "must hold no user, password or key; libraries read them from their environment"
+        raise SettingError(field, "(not shown)", allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(Section):
+    """The MLflow server."""
+
+    uri: str | None = setting(
+        None, description="tracking server; null: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_secrets("uri", self.uri)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Server):
+    """The MLflow server, and what a job does there."""
+
+    experiment: str = setting("precalib_ray", min_length=1, description="experiment's name")
+    offline: bool = setting(
+        False, description="do without MLflow: nothing is tracked or registered"
+    )
+    register_as: str | None = setting(
+        None, pattern=NAME, description="registered model; null: MODEL-kK-precalibrated"
+    )
+    tags: dict[str, str] = setting(
+        factory=dict, description="more tags of the run and of what it registers"
+    )
+    max_wait: float = setting(
+        60.0, ge=0, le=86_400, description="seconds that the end of a job waits for a server"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion(Section):
+    """What the gate lets through, measured on the job's own probes."""
+
+    tolerance: float = setting(
+        TOLERANCE, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(JobConfig):
+    """A run's folder."""
+
+    name: str = setting(pattern=NAME, description="the run's name, a folder under storage")
+    storage: str = setting(
+        "runs", min_length=1, description="where checkpoints go; all nodes share it"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_secrets("storage", self.storage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Stored):
+    """A run that is tracked, and can be submitted again."""
+
+    tracking: Tracking = setting(Tracking(), description="where MLflow is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed(Named):
+    """A run of training workers."""
+
+    not_identity: ClassVar[frozenset[str]] = Named.not_identity | {"scaling", "on_save_error"}
+
+    scaling: Scaling = setting(Scaling(), description="what Ray is asked for")
+    on_save_error: Literal["stop", "continue"] = setting(
+        "stop", description="where a checkpoint on the way cannot be written: end, or train on"
+    )
+
+
+def check_workers(scaling: Scaling, batch_size: int, compute: Compute) -> None:
+    """Refuse a step that the workers cannot share; raises SettingError."""
+    workers = scaling.max_workers
+    if batch_size < workers:
+        raise SettingError("batch_size", batch_size, f"must be >= scaling.num_workers, {workers}")
+    if compute.sync_batch_norm and not scaling.use_gpu:
+        raise SettingError("compute.sync_batch_norm", True, "needs scaling.use_gpu (torch)")

@@ -1,0 +1,142 @@
+"""What all model families share: how a classifier is built from its settings.
+
+The settings of a model are what a config holds under ``model``, and what ``model.json`` keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from precalib_ray.core.lazy import torch
+from precalib_ray.core.spec import Family, setting
+from precalib_ray.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RESERVED_ARGUMENTS = (
+    "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "checkpoint_path", "cache_dir", "num_classes",
+)  # fmt: skip
+"""What ``args`` may not hold: weights come from a checkpoint, and from nowhere else."""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Python that builds a model where this package is not installed."""
+
+    imports: list[str]
+    lines: list[str]
+    """They read the settings from ``spec``, a mapping, and leave ``model``."""
+    requires: str
+    """What must be installed, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Family):
+    """A classifier."""
+
+    runs_code: ClassVar[bool] = False
+    """Whether building it imports code that the settings name, which a registry must not choose."""
+
+    kind: str
+    num_classes: int = setting(ge=2, le=1_000_000, description="K")
+    input_shape: tuple[int, ...] = setting(description="[C, H, W], or [D] for flat inputs")
+    init: Literal["default", "he"] = setting(
+        "default",
+        description="the model's own initialization, or He's for every linear and conv layer",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, size in enumerate(self.input_shape):
+            if size < 1:
+                raise SettingError(f"input_shape.{index}", size, "must be >= 1")
+        if len(self.input_shape) not in (1, 3):
+            raise SettingError("input_shape", list(self.input_shape), "must be [C, H, W] or [D]")
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """The name that people know it by."""
+
+    @abstractmethod
+    def construct(self) -> nn.Module:
+        """The module, initialized by the global generators; raises ValueError."""
+
+    @abstractmethod
+    def snippet(self) -> Snippet:
+        """Python that builds it without this package."""
+
+    def build(self, *, seed: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
+        """A randomly initialized classifier; the global generators keep their state.
+
+        On the device ``meta`` it has shapes and no values.
+
+        Raises:
+            ValueError: the library has no such model, or a user's function returns no module.
+        """
+        values = _without_values() if device == "meta" else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), values:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            model = self.construct()
+            if self.init == "he" and device != "meta":
+                initialize_he(model)
+        return model.to(device)
+
+
+@contextlib.contextmanager
+def _without_values() -> Iterator[None]:
+    """Parameters move to the device ``meta`` when they are registered.
+
+    ``torch.device("meta")`` would move every tensor, and constructors that compute with small ones,
+    as those of torchvision's RegNets do, would fail.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def drop_values(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
+        if parameter.is_meta:  # tied to one made before
+            return parameter
+        return torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(drop_values)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def initialize_he(model: nn.Module) -> None:
+    """He et al., 2015: weights of linear and convolution layers N(0, 2 / fan_in), biases zero."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def nearest(name: str, names: Sequence[str]) -> list[str]:
+    """Up to three names that resemble the one given, the nearest first."""
+    return difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+
+
+def require_known(name: str, names: Sequence[str], what: str) -> None:
+    """Raise SettingError unless a library has a model of this name."""
+    if name not in names:
+        hint = " or ".join(nearest(name, names))
+        raise SettingError("name", name, f"is not the name of {what}", hint)
+
+
+def refuse_reserved(arguments: Mapping[str, Any]) -> None:
+    """Raise SettingError if ``args`` would fetch weights or contradict the settings."""
+    for key in RESERVED_ARGUMENTS:
+        if key in arguments:
+            raise SettingError(f"args.{key}", arguments[key], "is set by precalib_ray")

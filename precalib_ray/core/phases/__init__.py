@@ -1,0 +1,1 @@
+"""The two phases of training: noise pretraining, and data training."""

@@ -1,0 +1,156 @@
+"""Settings: what a config may say, declared beside the code that it sets.
+
+A settings class is a frozen dataclass that inherits :class:`Section`. Its fields carry their bounds
+and help as metadata, in the words of pydantic's ``Field``; ``config.load`` validates with them, and
+nothing in ``core`` imports pydantic. What a config chooses by ``kind`` inherits :class:`Family`: a
+member is registered by being written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import types
+import typing
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Any = dataclasses.MISSING,
+    description: str,
+    allowed: str = "",
+    **bounds: Any,
+) -> Any:
+    """A field of a settings class; required without ``default`` and ``factory``.
+
+    Args:
+        default: of the field.
+        factory: of the default.
+        description: its meaning, for ``--help``.
+        allowed: what it may be, where its type says less; for error messages.
+        bounds: those of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``pattern``, ...
+    """
+    metadata = {"description": description, **bounds}
+    if allowed:
+        metadata["json_schema_extra"] = {"allowed": allowed}
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
+
+
+class Section:
+    """A part of a config: unknown fields are refused, and nothing changes once it is read."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {
+        "extra": "forbid",
+        "revalidate_instances": "always",
+    }
+
+    def __post_init__(self) -> None:
+        """Check fields against one another; raises ``errors.SettingError``."""
+
+
+class Family(Section, ABC):
+    """Settings that are chosen by ``kind``."""
+
+    kind: str
+    members: ClassVar[dict[str, Any]]
+    """Classes by kind."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Family in cls.__bases__:
+            cls.members = {}
+        elif "kind" in vars(cls):
+            cls.members[vars(cls)["kind"]] = cls
+
+
+def import_members(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, and so register the family members that it defines."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def is_family(annotation: Any) -> bool:
+    """Whether this is a family, rather than a member of one."""
+    return isinstance(annotation, type) and Family in annotation.__bases__
+
+
+def plain(value: Any, *, sparse: bool = False) -> Any:
+    """JSON-ready data of settings and results: mappings, lists and scalars.
+
+    Args:
+        value: a dataclass, or what its fields hold.
+        sparse: leave out fields that have their defaults.
+    """
+    if hasattr(value, "to_json") and not isinstance(value, type):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: plain(getattr(value, field.name), sparse=sparse)
+            for field in dataclasses.fields(value)
+            if not sparse or field.name == "kind" or getattr(value, field.name) != default(field)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, sparse=sparse) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, sparse=sparse) for item in value]
+    return value
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field; ``dataclasses.MISSING`` if it is required."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def required(cls: Any) -> list[str]:
+    """The names of a settings class's fields that have no default."""
+    return [f.name for f in dataclasses.fields(cls) if default(f) is dataclasses.MISSING]
+
+
+def from_plain(annotation: type[T], value: Any) -> T:
+    """Inverse of :func:`plain`, which trusts the values: bounds are those of ``config.load``.
+
+    Raises:
+        KeyError: a family has no such kind.
+        TypeError: a field is missing or unknown.
+        ValueError: as ``__post_init__`` raises it.
+    """
+    return typing.cast(T, _from_plain(annotation, value))
+
+
+def _from_plain(annotation: Any, value: Any) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if value is None or annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _from_plain(next(a for a in arguments if a is not type(None)), value)
+    if origin is list and isinstance(value, list):
+        return [_from_plain(arguments[0], item) for item in value]
+    if origin is tuple:
+        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_from_plain(a, item) for a, item in zip(each, value, strict=True))
+    if origin is dict:
+        return {key: _from_plain(arguments[1], item) for key, item in value.items()}
+    if hasattr(annotation, "from_json"):
+        return annotation.from_json(value)
+    if is_family(annotation):
+        return _from_plain(annotation.members[value["kind"]], value)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        known = hints(annotation)
+        return annotation(**{k: _from_plain(known.get(k, Any), v) for k, v in value.items()})
+    return value
+
+
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, resolved."""
+    return typing.get_type_hints(cls, include_extras=True)

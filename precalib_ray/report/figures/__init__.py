@@ -1,0 +1,5 @@
+"""Figures, drawn without a display."""
+
+import matplotlib
+
+matplotlib.use("Agg")

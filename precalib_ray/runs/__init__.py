@@ -1,0 +1,1 @@
+"""The lifecycle that all jobs share: submitted twice, one result."""

@@ -1,0 +1,181 @@
+"""The lifecycle of a job: check → lease → earlier result → MLflow run → work → log → show.
+
+A job supplies the parts that are its own; resubmission, lease, outbox, waiting for MLflow and
+``sync`` come with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from precalib_ray.config import jobs, load
+from precalib_ray.config.jobs.sync import SyncConfig
+from precalib_ray.config.sections import Named
+from precalib_ray.core.spec import plain
+from precalib_ray.errors import ConfigError, Problem, TrackingError
+from precalib_ray.registry import tracking
+from precalib_ray.runs import record as records
+from precalib_ray.runs.console import console
+from precalib_ray.runs.record import RunRecord
+from precalib_ray.runs.tracked import complete, open_run, tracked
+
+
+class Result(Protocol):
+    """What a job returns and ``run.json`` keeps."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, which ``Job.load_result`` reads."""
+
+
+C = TypeVar("C", bound=Named)
+R = TypeVar("R", bound=Result)
+
+
+class Job(ABC, Generic[C, R]):
+    """One submission; a subclass is registered under its phase by being written."""
+
+    phase: ClassVar[str]
+    """The name of the job, in ``run.json`` and in MLflow's tag ``precalib.phase``."""
+    phases: ClassVar[dict[str, type[Job[Any, Any]]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Job.phases[cls.phase] = cls
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def check(self) -> None:
+        """Check what only code and data can tell, before anything is written."""
+
+    def prepare(self, record: RunRecord) -> None:
+        """Check what an unfinished run needs, before the MLflow run begins."""
+
+    @abstractmethod
+    def work(self, record: RunRecord, run: tracking.Run | None) -> R:
+        """Compute the result."""
+
+    @abstractmethod
+    def load_result(self, record: RunRecord) -> R | None:
+        """The result of an earlier submission, if the run has finished."""
+
+    @abstractmethod
+    def log(self, result: R, record: RunRecord, run: tracking.Run) -> R:
+        """Log the result to MLflow, idempotently, and return it with what MLflow added.
+
+        Raises:
+            TrackingError: the server is unreachable, or refused.
+        """
+
+    def log_partial(self, record: RunRecord, run: tracking.Run) -> None:
+        """Log what there is of a run without a result, idempotently; for ``sync``."""
+
+    @abstractmethod
+    def show(self, result: R) -> None:
+        """Print the result."""
+
+    def conclude(self, result: R, record: RunRecord) -> R:
+        """What follows a logged result, such as promotion; idempotent."""
+        return result
+
+
+def run(job: Job[C, R]) -> R:
+    """Run a job, resume it, or return the result of an earlier submission.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    config = job.config = load.validate(type(job.config), job.config)
+    job.check()
+    record = RunRecord(config)
+    with record.lease():
+        result = job.load_result(record)
+        if result is not None and (config.tracking.offline or record.synced):
+            console.print(f"{config.name} has finished before; nothing is done again.")
+        else:
+            result = _finish(job, result, record)
+        job.show(result)
+        return job.conclude(result, record)
+
+
+def _finish(job: Job[C, R], result: R | None, record: RunRecord) -> R:
+    if result is None:
+        job.prepare(record)
+    with tracked(job.config, record, phase=job.phase) as mlflow_run:
+        if result is None:
+            result = job.work(record, mlflow_run)
+            record.update(result=result.to_json())
+        if mlflow_run is None:
+            return result
+        try:
+            return _log(job, result, record, mlflow_run)
+        except TrackingError:
+            job.show(result)  # it is computed, and kept
+            raise
+
+
+def _log(job: Job[C, R], result: R, record: RunRecord, mlflow_run: tracking.Run) -> R:
+    logged = complete(mlflow_run, job.config, record, lambda: job.log(result, record, mlflow_run))
+    record.update(result=logged.to_json())
+    return logged
+
+
+def sync(config: SyncConfig) -> Result | None:
+    """Send what MLflow did not take of a run, without Ray and without work.
+
+    Returns:
+        The result, if the run has finished.
+
+    Raises:
+        PrecalibError: see its families.
+    """
+    content = records.read(
+        records.open_folder(config.storage, config.name, make=False), config.storage
+    )
+    job = _recorded_job(config, content)
+    if job.config.tracking.offline:
+        allowed = "the run was made offline; say where to with tracking.offline=false"
+        raise ConfigError([Problem("tracking", None, allowed)])
+    record = RunRecord(job.config)
+    with record.lease():
+        result = job.load_result(record)
+        if record.synced and config.tracking is None:
+            console.print(f"{config.name}: MLflow has everything already")
+            return result
+        mlflow_run = open_run(job.config, record, phase=job.phase)
+        assert mlflow_run is not None, "it is not offline"
+        status = mlflow_run.last_status or "FAILED"
+        try:
+            if result is None:
+                complete(
+                    mlflow_run, job.config, record, lambda: job.log_partial(record, mlflow_run)
+                )
+            else:
+                result = _log(job, result, record, mlflow_run)
+                status = "FINISHED"
+        finally:
+            sent = mlflow_run.end(status, wait_s=job.config.tracking.max_wait)
+        if not sent:
+            raise TrackingError(f"MLflow does not take what is kept: {mlflow_run.last_error}")
+        if result is not None:
+            record.update(synced=True)
+    console.print(f"{config.name}: MLflow has everything ({status.lower()})")
+    return result
+
+
+def _recorded_job(config: SyncConfig, content: Mapping[str, Any]) -> Job[Any, Any]:
+    """The job that a run record is of."""
+    phase = content.get("phase")
+    if phase in jobs.NAMES:
+        importlib.import_module(f"precalib_ray.jobs.{phase}")
+    if phase not in Job.phases:
+        allowed = f"there is no such run in {config.storage}"
+        raise ConfigError([Problem("name", config.name, allowed)])
+    settings = dict(content["settings"]) | {"storage": config.storage}
+    if config.tracking is not None:
+        settings["tracking"] = settings["tracking"] | plain(config.tracking, sparse=True)
+    recorded = load.validate(jobs.config_class(phase), {**content["config"], **settings})
+    return Job.phases[phase](recorded)

@@ -1,0 +1,1 @@
+"""The search for a recipe: trial log, sampler, objectives; without Ray and MLflow."""

@@ -1,1 +1,0 @@
-"""The jobs: config, cluster, registry and report put together."""

@@ -1,0 +1,103 @@
+"""What ``register`` and ``promote`` measure: every image of a data probe, not one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from precalib_ray.config import load
+from precalib_ray.config.jobs.promote import PromoteConfig
+from precalib_ray.config.jobs.register import RegisterConfig
+from precalib_ray.core import checkpoint
+from precalib_ray.core.head import scale_head
+from precalib_ray.core.models import Model
+from precalib_ray.core.probes import Panel, PanelResult
+from precalib_ray.core.spec import from_plain
+from precalib_ray.data import convert
+from precalib_ray.jobs.promote import promote
+from precalib_ray.jobs.register import register
+from precalib_ray.registry.gate import Gate
+
+MLP = {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "depth": 2, "width": 8}
+RESNET = {
+    "kind": "torchvision", "name": "resnet18", "num_classes": 10, "input_shape": [3, 16, 16],
+    "small_stem": True,
+}  # fmt: skip
+SIZE = 70  # two chunks
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("digits")
+    convert.convert_digits(folder)
+    return str(folder)
+
+
+Measured = list[tuple[dict[str, tuple[int, ...]], PanelResult]]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """The shape of every probe's inputs, and the result, of each measurement."""
+    seen: Measured = []
+    measure = Panel.measure
+
+    def spy(self: Panel, model: nn.Module, *, limit: int | None = None) -> PanelResult:
+        result = measure(self, model, limit=limit)
+        seen.append(({p.name: tuple(p.inputs.shape) for p in self.probes}, result))
+        return result
+
+    monkeypatch.setattr(Panel, "measure", spy)
+    return seen
+
+
+@pytest.mark.parametrize(("spec", "modes"), [(MLP, 1), (RESNET, 2)], ids=["mlp", "resnet18"])
+def test_number_of_images(
+    spec: Mapping[str, Any], modes: int, digits: str, store: str, measured: Measured, tmp_path: Path
+) -> None:
+    settings: Model = from_plain(Model, dict(spec))  # type: ignore[type-abstract]
+    model = settings.build(seed=0)
+    scale_head(model, 10, 0.0)  # at chance: the gate lets it
+    checkpoint.save(tmp_path / "checkpoint", model=model, settings=settings, metrics={})
+    probes = {
+        "size": SIZE,
+        "noise": {"white": {"kind": "gaussian"}},
+        "data": {"digits": {"path": digits, "split": "test"}},
+    }
+    shape = (SIZE, *settings.input_shape)
+    expected = {"white": shape, "digits": shape}
+
+    registered = register(
+        load.validate(
+            RegisterConfig,
+            {
+                "path": str(tmp_path / "checkpoint"),
+                "probes": probes,
+                "tracking": {"uri": store, "register_as": "m"},
+            },
+        )
+    )
+    assert registered.model_uri == "models:/m/1"
+    assert registered.measured is not None
+    assert [shapes for shapes, _ in measured] == [expected, expected]  # it, and an untrained one
+    assert registered.measured.num_forwards == 2 * modes * SIZE
+    assert {m.probe for m in registered.measured.measurements} == {"white", "digits"}
+    untrained = measured[1][1]
+    for m in untrained.measurements:  # of SIZE answers, several classes
+        counts = [share * SIZE for share in m.classes]
+        assert counts == pytest.approx([round(count) for count in counts])
+        assert sum(counts) == pytest.approx(SIZE)
+    assert any(0 < share < 1 for m in untrained.measurements for share in m.classes)
+
+    measured.clear()
+    config = {"name": "m", "version": "1", "probes": probes, "tracking": {"uri": store}}
+    assert promote(load.validate(PromoteConfig, config)) == "1"
+    ((shapes, result),) = measured
+    assert shapes == expected
+    assert result.num_forwards == 2 * modes * SIZE
+    assert result.deviation == pytest.approx(0, abs=1e-6)
+    assert Gate("m", tracking_uri=store).champion() == "1"
