@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray import cli
+from precalib_ray import cli, result_line
 from precalib_ray.config import help as help_text
 from precalib_ray.config import jobs
 from precalib_ray.jobs import convert as convert_job
-from precalib_ray.runs import console
 
 REPOSITORY = Path(__file__).parents[1]
 MLP = str(REPOSITORY / "configs" / "pretrain_mlp.yaml")
@@ -31,7 +30,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/precalib"])
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv(console.RESULT_VARIABLE, raising=False)
+    monkeypatch.delenv(result_line.VARIABLE, raising=False)
     handler, factory = signal.getsignal(signal.SIGTERM), logging.getLogRecordFactory()
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -199,10 +198,10 @@ def test_the_result_line_names_the_version(
     class Registered:
         model_uri = "models:/m/3"
 
-    console.print_result("register", Registered())
+    result_line.emit("register", Registered())
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("PRECALIB_RESULT", "1")
-    console.print_result("register", Registered())
+    result_line.emit("register", Registered())
     out = capsys.readouterr().out
     assert out == 'precalib-result {"job": "register", "model_uri": "models:/m/3"}\n'
 

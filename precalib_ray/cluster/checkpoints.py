@@ -14,7 +14,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from precalib_ray.cluster.logs import Log
-from precalib_ray.core.loop import Progress
+from precalib_ray.core.progress import Progress
 from precalib_ray.errors import CheckpointError
 from precalib_ray.storage.checkpoints import CheckpointStore
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from precalib_ray.core.loop import Metrics, Progress
+from precalib_ray.core.progress import Metrics, Progress
 
 NAMES = {
     "samples_per_second": "samples trained on, by all workers together",

@@ -15,10 +15,11 @@ import torch
 
 from precalib_ray.cluster import trainer, worker
 from precalib_ray.cluster.channel import Report
-from precalib_ray.core.loop import Host, Progress
+from precalib_ray.core.loop import Host
 from precalib_ray.core.phases.pretraining import Outcome, Pretraining, Probing
 from precalib_ray.core.phases.training import Start, Training
 from precalib_ray.core.probes import PanelResult
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.recipe import Recipe
 from precalib_ray.core.spec import plain
 from precalib_ray.errors import DivergedError

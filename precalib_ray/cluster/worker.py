@@ -22,8 +22,9 @@ from precalib_ray.cluster.signals import Signals
 from precalib_ray.cluster.stragglers import Stragglers
 from precalib_ray.cluster.trainer import Failed, Fitted, Payload
 from precalib_ray.core.engine import Engine
-from precalib_ray.core.loop import Host, Metrics, Progress, Signal
+from precalib_ray.core.loop import Host, Signal
 from precalib_ray.core.phases import pretraining, training
+from precalib_ray.core.progress import Metrics, Progress
 from precalib_ray.errors import CheckpointError, DivergedError, InterruptedRunError
 from precalib_ray.storage.checkpoints import step_name
 

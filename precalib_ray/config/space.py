@@ -8,8 +8,8 @@ A domain is a mapping of one key, its kind::
     {randint: [low, high]}      an integer, both ends included
     {quniform: [low, high, q]}  a multiple of q from low; an integer if all three are
 
-A point of a space is a flat mapping of paths to values. What lies in a value of a ``choice`` is
-only asked for where that value is chosen: ``noise.pink.alpha`` where the noise is ``pink``.
+A point of a space is a flat mapping of paths to values. Domains inside a value of a ``choice`` are
+part of a point only if that value is chosen: ``noise.pink.alpha`` where the noise is ``pink``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def option_names(options: Sequence[Any]) -> list[str]:
 
 
 def check(space: Any, path: str = "") -> None:
-    """See that every domain is well formed; raises ConfigError."""
+    """Check that every domain is well formed; raises ConfigError."""
     if is_domain(space):
         ((kind, arguments),) = space.items()
         wrong = _wrong(kind, arguments)

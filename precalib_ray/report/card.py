@@ -15,9 +15,9 @@ import jinja2
 
 from precalib_ray.config.sections import TOLERANCE
 from precalib_ray.core.hardware import Hardware
-from precalib_ray.core.loop import Progress
 from precalib_ray.core.models import Model
 from precalib_ray.core.probes import PanelResult
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.recipe import Recipe
 from precalib_ray.report import snippets
 from precalib_ray.report.wording import in_words

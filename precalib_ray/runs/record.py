@@ -96,7 +96,7 @@ class RunRecord:
     def begin(self, phase: str, **values: Any) -> None:
         """Record how the run was submitted, so that ``sync`` can rebuild its config."""
         settings = plain(self._config)
-        where = {name: settings[name] for name in self._config.not_identity}
+        where = {name: settings[name] for name in sorted(self._config.not_identity)}
         self.update(phase=phase, settings=where, **values)
 
     def _load(self) -> None:

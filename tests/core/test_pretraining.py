@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precalib_ray.core import loop
+from precalib_ray.core import engine, loop
 from precalib_ray.core.loop import Progress
 from precalib_ray.core.optimizers import SGD, Adam
 from precalib_ray.core.phases.pretraining import Outcome, Pretraining
@@ -212,17 +213,25 @@ def test_signals_are_asked_for_as_often_as_it_says():
     assert len(asked) <= (time.perf_counter() - begun) / loop.SIGNAL_EVERY_S
 
 
-def test_work_is_drawing_and_forward():
+def test_work_is_drawing_and_forward(monkeypatch):
+    now, reports = [0.0], []
+
+    def taking(seconds, function):
+        def timed(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     run_ = Pretraining(recipe(duration={"steps": 5}, probes={"every": 100}))
-    forward = run_.engine._forward
-    run_.engine._forward = lambda inputs: time.sleep(0.05) or forward(inputs)
-    step, update = run_.engine.optimizer.step, []
-    run_.engine.optimizer.step = lambda: time.sleep(0.1) or update.append(1) or step()
-    reports = []
+    run_.batch = taking(0.03, run_.batch)
+    run_.engine._forward = taking(0.05, run_.engine._forward)
+    run_.engine.optimizer.step = taking(0.1, run_.engine.optimizer.step)
     run_.run(Callbacks(on_work=reports.append, compares_ranks=True))
-    assert len(update) == 5
+    assert now[0] == pytest.approx(5 * 0.18)
     assert all(len(work) == 1 for work in reports)
-    assert 0.25 <= sum(work[0] for work in reports) < 0.5
+    assert sum(work[0] for work in reports) == pytest.approx(5 * 0.08)
 
 
 def test_work_is_timed_only_to_be_compared():

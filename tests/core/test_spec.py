@@ -16,14 +16,25 @@ from precalib_ray.config import jobs, load
 from precalib_ray.config.jobs import convert, train
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.core import labels, losses, optimizers
-from precalib_ray.core.models import Model
 from precalib_ray.core.models.function import Function as FunctionModel
 from precalib_ray.core.models.mlp import MLP
 from precalib_ray.core.models.timm import Timm
 from precalib_ray.core.models.torchvision import Torchvision
-from precalib_ray.core.noise import Noise, blur, draw, gaussian, laplace, matched, mixture
+from precalib_ray.core.noise import (
+    Noise,
+    blur,
+    draw,
+    gaussian,
+    laplace,
+    matched,
+    mixture,
+    patches,
+    pink,
+    rademacher,
+    student_t,
+    uniform,
+)
 from precalib_ray.core.noise import function as noise_function
-from precalib_ray.core.noise import patches, pink, rademacher, student_t, uniform
 from precalib_ray.core.spec import Family, Section, default, from_plain, plain, required, setting
 from precalib_ray.errors import ConfigError
 from tests.core.runs import recipe
@@ -79,7 +90,7 @@ MEMBERS: list[Family] = [
     convert.FromDigits(),
     convert.FromTorchvision(name="MNIST", download=True),
     convert.FromIdx(path="somewhere", class_names=["a", "b"]),
-    convert.FromFolder(path="somewhere", test_path="elsewhere"),
+    convert.FromFolder(path="somewhere", test_path="elsewhere", shape=(3, 8, 8)),
 ]  # fmt: skip
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray.config import base
-from precalib_ray.config.catalog import JOBS
+from precalib_ray.config import jobs
+from precalib_ray.config.sections import JobConfig
 
 REPOSITORY = Path(__file__).parents[2]
-CLASSES: dict[str, type[base.Strict]] = {name: cls for name, (cls, _) in JOBS.items()}
-"""What each job's YAML may say; configs are named after their job."""
+CLASSES: dict[str, type[JobConfig]] = {name: jobs.config_class(name) for name in jobs.NAMES}
+"""The config of each job; YAML files are named after their job."""
 
 
 def environment() -> dict[str, str]:

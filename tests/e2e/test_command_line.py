@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray.config import base, jobs
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.config.jobs.promote import PromoteConfig
+from precalib_ray.config.jobs.sync import SyncConfig
 from precalib_ray.errors import ConfigError
-from precalib_ray.service.sync import sync
+from precalib_ray.jobs.sync import sync
 from tests.e2e.conftest import CLASSES, REPOSITORY, Finished
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -25,14 +28,14 @@ def test_every_shipped_config_is_good_and_prints_one_that_reads_back(
     path: Path, tmp_path: Path
 ) -> None:
     cls = CLASSES[path.stem.partition("_")[0]]
-    config = base.load(cls, path)
+    config = load.load(cls, path)
     printed = tmp_path / "printed.yaml"
-    printed.write_text(base.to_yaml(config))
-    assert base.load(cls, printed) == config
+    printed.write_text(load.to_yaml(config))
+    assert load.load(cls, printed) == config
 
 
 def test_the_published_recipe_is_the_published_one() -> None:
-    config = base.load(jobs.PretrainConfig, REPOSITORY / "configs" / "pretrain_paper.yaml")
+    config = load.load(PretrainConfig, REPOSITORY / "configs" / "pretrain_paper.yaml")
     assert config.noise.kind == "gaussian"
     assert config.labels.kind == "hard"
     assert config.duration.samples == 5 * 50_000
@@ -41,13 +44,13 @@ def test_the_published_recipe_is_the_published_one() -> None:
 
 
 def test_a_version_is_given_by_number() -> None:
-    config = base.load(jobs.PromoteConfig, None, ["name=m", "version=3"])
+    config = load.load(PromoteConfig, None, ["name=m", "version=3"])
     assert config.version == "3"
 
 
 def test_a_run_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such run in"):
-        sync(jobs.SyncConfig(name="nope", storage=str(tmp_path)))
+        sync(SyncConfig(name="nope", storage=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 
@@ -133,7 +136,7 @@ def silent_server() -> Iterator[str]:
 @pytest.mark.slow
 def test_an_mlflow_that_never_answers_is_given_up(silent_server: str) -> None:
     from precalib_ray.errors import TrackingError
-    from precalib_ray.registry.tracking import require_reachable
+    from precalib_ray.registry.server import require_reachable
 
     started = time.monotonic()
     with pytest.raises(TrackingError, match=r"no MLflow server answers at http://127") as error:
@@ -144,5 +147,5 @@ def test_an_mlflow_that_never_answers_is_given_up(silent_server: str) -> None:
 
 def test_a_password_in_a_config_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match=r"tracking.uri: .*no user, password or key") as error:
-        base.load(jobs.PretrainConfig, MLP, ["tracking.uri=http://bob:secret@127.0.0.1:1"])
+        load.load(PretrainConfig, MLP, ["tracking.uri=http://bob:secret@127.0.0.1:1"])
     assert "secret" not in str(error.value)

@@ -110,6 +110,8 @@ class SearchConfig(Named):
         for name in _OF_THE_SEARCH:
             if name in self.recipe:
                 raise SettingError(f"recipe.{name}", self.recipe[name], f"is {name} above")
+        if len(set(self.references)) < len(self.references):
+            raise SettingError("references", self.references, "must not repeat a trial")
         if self.promote is not None and not self.register_best:
             raise SettingError("promote", "{...}", "has no effect without register_best")
         space.check(self.recipe, "recipe")

@@ -14,9 +14,10 @@ from precalib_ray.core import checkpoint
 from precalib_ray.core.engine import Engine, world
 from precalib_ray.core.hardware import Hardware
 from precalib_ray.core.head import scale_head
-from precalib_ray.core.loop import Host, Phase, Progress, restore, run, training_state
+from precalib_ray.core.loop import Host, Phase, restore, run, training_state
 from precalib_ray.core.noise import Statistics
 from precalib_ray.core.probes import PanelResult
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.recipe import FORWARDS_PER_SAMPLE, Recipe
 from precalib_ray.core.seeding import INITIALIZATION, mix
 from precalib_ray.core.spec import from_plain, plain

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from precalib_ray.core.engine import Engine, Optimization
 from precalib_ray.core.head import find_head, scale_head
 from precalib_ray.core.labels import Uniform
-from precalib_ray.core.loop import Phase, Progress, run
+from precalib_ray.core.loop import Phase, run
 from precalib_ray.core.models import Model
 from precalib_ray.core.noise.gaussian import Gaussian
 from precalib_ray.core.noise.mixture import Mixture, Part
@@ -26,6 +26,7 @@ from precalib_ray.core.noise.pink import Pink
 from precalib_ray.core.optimizers import Adam, Schedule
 from precalib_ray.core.phases.pretraining import Probing
 from precalib_ray.core.probes import Panel, PanelResult, noise_probe
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.seeding import INITIALIZATION, mix
 from precalib_ray.core.stopping import Duration
 from precalib_ray.core.stream import NoiseStream

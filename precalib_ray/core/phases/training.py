@@ -17,9 +17,10 @@ from precalib_ray.core.data_training import DataTrainingSettings
 from precalib_ray.core.dataset import DatasetInfo, Split
 from precalib_ray.core.engine import Engine
 from precalib_ray.core.head import scale_head
-from precalib_ray.core.loop import Host, Phase, Progress, restore, run, training_state
+from precalib_ray.core.loop import Host, Phase, restore, run, training_state
 from precalib_ray.core.models import Model
 from precalib_ray.core.probes import predict
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.seeding import AUGMENTATION, INITIALIZATION, ORDER, mix
 from precalib_ray.core.spec import from_plain, plain
 from precalib_ray.core.stopping import Duration
