@@ -87,6 +87,12 @@ class Nodes:
         since = self._since.isoformat()
         return "".join(line for line in lines if json.loads(line)["time"] >= since)
 
+    def begun(self) -> list[dict[str, Any]]:
+        """What each rank said when it began, since the last submission; in order of time."""
+        records = [json.loads(line) for line in self.said_by_workers().splitlines()]
+        begun = [record for record in records if record["message"] == "training begins"]
+        return sorted(begun, key=lambda record: record["time"])
+
     def kill_all(self) -> None:
         """SIGKILL all nodes, the head included."""
         self.scale_to(0)

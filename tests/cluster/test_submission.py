@@ -164,7 +164,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[submission.Submitted, str]:
     return eval(last, {"Submitted": submission.Submitted}), "\n".join(log)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("submission")
 def test_a_wrong_token_and_none(head: Head) -> None:
     told = []
     for environment in (ours(head) | {"RAY_AUTH_TOKEN": "0" * 32}, machine()):
@@ -179,7 +180,8 @@ def test_a_wrong_token_and_none(head: Head) -> None:
     assert "RAY_AUTH_MODE=token" in told[1][0]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("submission")
 def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {head.token}"})
@@ -220,7 +222,8 @@ def wait(client: JobSubmissionClient, job_id: str, wanted: JobStatus) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("submission")
 def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit(77)\n")
     (tmp_path / ".git").mkdir()
@@ -231,7 +234,8 @@ def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
     assert "ValueError: directory" in told
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("submission")
 def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
     head: Head, tmp_path: Path
 ) -> None:

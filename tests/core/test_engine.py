@@ -595,7 +595,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", TOGETHER)
 def test_two_processes_train_as_one(name, tmp_path):
     changes = TOGETHER[name] | {
@@ -619,7 +619,7 @@ def test_two_processes_train_as_one(name, tmp_path):
         assert theirs["deviation"] == pytest.approx(record["deviation"], rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_memory_does_not_grow():
     told = subprocess.run(
         [sys.executable, "-m", "tests.core.runs", "print_memory"],
@@ -630,7 +630,7 @@ def test_memory_does_not_grow():
     assert late / early < 1.02
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_compiled_steps_are_those_of_the_model():
     plain, compiled = make(), make(compile_model=True)
     for step in range(3):

@@ -12,6 +12,8 @@ from tests.e2e.conftest import CLASSES, REPOSITORY
 from tests.k8s import checks, image, schemas
 from tests.k8s.manifests import OVERLAYS, Object, pods, ray_jobs
 
+pytestmark = pytest.mark.k8s
+
 Build = Callable[[str], list[Object]]
 HERE_ONLY = {
     "benchmark": "measures the machine that it is started on",

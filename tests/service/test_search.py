@@ -92,7 +92,7 @@ def test_a_seed_that_diverges_is_a_miss(ran: list[str]) -> None:
         search._steady(config(), Study())  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_each_trial_is_logged_once_however_many_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,14 +119,39 @@ def test_what_is_proposed_after_a_kill_was_not_proposed_before(
     assert len(points) == 16
 
 
-@pytest.mark.slow
-def test_a_long_search_taken_up_again_knows_what_was_found_where(tmp_path: Path) -> None:
-    job = config(tmp_path, num_trials=410, references=[])
-    drive(study_of(job))
+@pytest.fixture(scope="module")
+def long_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchConfig, Study]:
+    """450 trials, driven to the end."""
+    job = config(tmp_path_factory.mktemp("long"), num_trials=450, references=[])
     study = study_of(job)
+    drive(study)
+    return job, study
+
+
+@pytest.mark.e2e
+@pytest.mark.xdist_group("long search")
+def test_a_long_search_taken_up_again_knows_what_was_found_where(
+    long_search: tuple[SearchConfig, Study],
+) -> None:
+    study = study_of(long_search[0])
     lr = "optimizer.lr"
     found = {(trial.values[0], trial.params[lr]) for trial in study.scored_study.trials}
     assert found == {(study.scores(r)[0], r["point"][lr]) for r in study.trials}
+
+
+@pytest.mark.e2e
+@pytest.mark.xdist_group("long search")
+def test_a_long_search_looks_at_few_trials_and_forgets_no_score(
+    long_search: tuple[SearchConfig, Study],
+) -> None:
+    study = long_search[1]
+    assert len(study._recent.trials) < 400
+    assert len(study.scored_study.trials) == 450
+    values = {tuple(trial.values) for trial in study._recent.trials}
+    assert min(tuple(study.scores(r)) for r in study.trials) in values
+    scores = [study.scores(r)[0] for r in study.trials]
+    near = 1.3 * min(scores)
+    assert statistics.median(scores[-50:]) < near < statistics.median(scores[:10])
 
 
 def test_a_trial_killed_before_it_was_refused_is_refused(tmp_path: Path) -> None:
@@ -138,19 +163,6 @@ def test_a_trial_killed_before_it_was_refused_is_refused(tmp_path: Path) -> None
     again = study_of(job)
     assert again.propose() is None
     assert again.records["00000"]["state"] == "failed"
-
-
-@pytest.mark.slow
-def test_a_long_search_looks_looks_at_few_trials_and_forgets_no_score(tmp_path: Path) -> None:
-    study = study_of(config(tmp_path, num_trials=450, references=[]))
-    drive(study)
-    assert len(study._recent.trials) < 400
-    assert len(study.scored_study.trials) == 450
-    values = {tuple(trial.values) for trial in study._recent.trials}
-    assert min(tuple(study.scores(r)) for r in study.trials) in values
-    scores = [study.scores(r)[0] for r in study.trials]
-    near = 1.3 * min(scores)
-    assert statistics.median(scores[-50:]) < near < statistics.median(scores[:10])
 
 
 def test_the_best_reached_the_target_with_the_fewest_samples(tmp_path: Path) -> None:
@@ -172,7 +184,6 @@ def test_pareto_tells_both(tmp_path: Path) -> None:
     assert front <= {(r["deviation"], float(r["samples"])) for r in study.trials}
 
 
-@pytest.mark.slow
 def test_grid_is_tried_in_whole(tmp_path: Path) -> None:
     recipe = {"optimizer": {"kind": "adam", "lr": {"choice": [1e-3, 3e-3]}},
               "noise": {"choice": [{"kind": "gaussian"}, {"kind": "laplace"}]}}  # fmt: skip
