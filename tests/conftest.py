@@ -12,10 +12,39 @@ from typing import Any
 import pytest
 
 TIERS = {"unit", "ray", "server", "faults", "k8s", "e2e"}
-GROUPS = ("faults", "jobs", "entrypoints", "searches", "registry", "submission", "placement")
-"""Tests that share a cluster or servers, and so a worker: the longest group first, so that both
-workers end at about the same time. Ungrouped tests fill the gaps.
+GROUPS = {
+    "faults": ("cluster/test_faults.py",),
+    "jobs": ("cluster/test_pretrain.py", "cluster/test_submissions.py"),
+    "placement": ("cluster/test_placement.py",),
+    "searches": ("cluster/test_train.py", "cluster/test_search.py", "cluster/test_gauges.py"),
+    "entrypoints": ("k8s/test_entrypoints.py",),
+    "registry": ("registry/",),
+    "submission": ("cluster/test_submission.py",),
+    "quickstart": ("e2e/test_quickstart.py", "e2e/test_browser.py"),
+    "study": ("service/test_study.py",),
+}
+"""What shares a cluster, servers or a run, and so a worker. They come first, the longest at the
+top, and the tests of no group fill the gaps: so both workers end at about the same time.
 """
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test; its own name, if it is of none."""
+    path = nodeid.removeprefix("tests/")
+    return next((name for name, paths in GROUPS.items() if path.startswith(paths)), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole groups to a worker. ``--dist loadgroup`` of xdist 3.8 does not, under pytest 9.2:
+    it renames tests, which can no longer be renamed.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LoadGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return LoadGroups(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,14 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: more than one tier: {sorted(tiers)}")
         if not tiers:
             item.add_marker("unit")
-    items.sort(key=_order)
-
-
-def _order(item: pytest.Item) -> tuple[int, bool]:
-    mark = item.get_closest_marker("xdist_group")
-    name = mark.args[0] if mark else ""
-    position = GROUPS.index(name) if name in GROUPS else len(GROUPS)
-    return position, item.get_closest_marker("unit") is not None
+    names = [*GROUPS]
+    items.sort(
+        key=lambda item: (
+            names.index(group) if (group := group_of(item.nodeid)) in GROUPS else len(names),
+            item.get_closest_marker("unit") is not None,
+        )
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,7 @@ from tests.cluster.nodes import Nodes, newest_step, wait_for
 from tests.e2e.conftest import REPOSITORY, environment
 from tests.ray_head import BIN
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.faults
 NUM_STEPS = 1200
 SLOW = {"kind": "function", "name": "tests.cluster.user_functions:slow_noise"}
 """So that a run of two workers takes eight seconds at least."""

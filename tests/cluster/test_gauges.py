@@ -14,9 +14,7 @@ from precalib_ray.cluster.gauges import NAMES
 from precalib_ray.service.pretrain import pretrain
 from tests.cluster.jobs import pretraining
 
-pytestmark = [
-    pytest.mark.ray, pytest.mark.xdist_group("searches"), pytest.mark.usefixtures("ray_session")
-]  # fmt: skip
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def test_a_run_shows_its_gauges(tmp_path: Path) -> None:

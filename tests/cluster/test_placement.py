@@ -201,7 +201,6 @@ ELSEWHERE = {"zone": "!blind"}
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("placement")
 @pytest.mark.parametrize(
     ("scaling", "zones"),
     [
@@ -220,7 +219,6 @@ def test_workers_are_where_they_are_asked_for(
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("placement")
 def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
     done = nodes.pretrain("never", num_workers=3, placement="STRICT_SPREAD", labels=ELSEWHERE)
     assert done.code == 6, done.out + done.err
@@ -235,7 +233,6 @@ def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("placement")
 def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
     code = (
         "import ray\n"
@@ -251,7 +248,6 @@ def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("placement")
 def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes) -> None:
     done = nodes.pretrain("blind")
     assert done.code == 2, done.out + done.err

@@ -18,7 +18,7 @@ from precalib_ray.service.pretrain import Pretrained, pretrain
 from tests.cluster.conftest import Twice
 from tests.cluster.jobs import NAME, assert_bit_equal, in_process, pretraining, weights
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("jobs")]
+pytestmark = pytest.mark.ray
 
 
 def kill_a_worker_at(folder: Path, checkpoint: str, killed: list[int]) -> threading.Thread:

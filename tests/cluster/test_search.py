@@ -17,9 +17,7 @@ from precalib_ray.errors import ClusterError
 from precalib_ray.service.search import search
 from tests.cluster.jobs import RECIPE, searching
 
-pytestmark = [
-    pytest.mark.ray, pytest.mark.xdist_group("searches"), pytest.mark.usefixtures("ray_session")
-]  # fmt: skip
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def states(study: Any) -> dict[str, str]:

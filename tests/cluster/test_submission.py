@@ -165,7 +165,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[submission.Submitted, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("submission")
 def test_a_wrong_token_and_none(head: Head) -> None:
     told = []
     for environment in (ours(head) | {"RAY_AUTH_TOKEN": "0" * 32}, machine()):
@@ -181,7 +180,6 @@ def test_a_wrong_token_and_none(head: Head) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("submission")
 def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {head.token}"})
@@ -223,7 +221,6 @@ def wait(client: JobSubmissionClient, job_id: str, wanted: JobStatus) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("submission")
 def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit(77)\n")
     (tmp_path / ".git").mkdir()
@@ -235,7 +232,6 @@ def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("submission")
 def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
     head: Head, tmp_path: Path
 ) -> None:

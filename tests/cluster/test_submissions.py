@@ -24,9 +24,7 @@ from tests.cluster.conftest import Twice
 from tests.cluster.jobs import MODEL, NAME, pretraining, training
 from tests.registry.servers import MLflowServer
 
-pytestmark = [
-    pytest.mark.ray, pytest.mark.xdist_group("jobs"), pytest.mark.usefixtures("ray_session")
-]  # fmt: skip
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 OUTAGE_S = float(os.environ.get("PRECALIB_OUTAGE_S", "1"))
 """How long the server is away in the middle of a run; longer ones make the run longer."""

@@ -16,9 +16,7 @@ from precalib_ray.errors import ConfigError
 from precalib_ray.service.train import Trained, train
 from tests.cluster.jobs import MODEL, training, weights
 
-pytestmark = [
-    pytest.mark.ray, pytest.mark.xdist_group("searches"), pytest.mark.usefixtures("ray_session")
-]  # fmt: skip
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 SPARSE = {"epochs": 4, "save_every_epochs": 5}
 """No ordinary checkpoint is written."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Quickstart, run_job
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("quickstart")]
+pytestmark = pytest.mark.e2e
 
 
 def test_quickstart(quickstart: Quickstart) -> None:

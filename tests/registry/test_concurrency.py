@@ -16,7 +16,7 @@ from precalib_ray.core import checkpoint, models
 from precalib_ray.registry import tracking
 from tests.registry.servers import MLflowServer
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 SPEC = {"kind": "mlp", "num_classes": 3, "input_shape": [4], "width": 4, "depth": 1}
 NUM_RUNS, EACH, NUM_PROCESSES = 25, 2, 4

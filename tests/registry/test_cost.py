@@ -14,7 +14,7 @@ from precalib_ray.core import checkpoint, models
 from precalib_ray.registry import publishing, tracking
 from tests.registry.servers import MLflowServer
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 SPEC = {"kind": "torchvision", "name": "resnet18", "num_classes": 10, "input_shape": [3, 32, 32]}
 REPEATS = 3

@@ -20,7 +20,7 @@ from precalib_ray.registry import publishing, tracking
 from precalib_ray.registry.gate import CHAMPION, Gate
 from precalib_ray.service.promote import read_panel
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 SPEC: dict[str, Any] = {
     "kind": "mlp", "num_classes": 5, "input_shape": [1, 6, 6], "width": 16, "batch_norm": True,

@@ -10,7 +10,7 @@ from precalib_ray.core import checkpoint, models
 from precalib_ray.data import convert, parquet
 from precalib_ray.registry import lineage, publishing, tracking
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 
 def test_data_sets_are_inputs_of_a_run_once(tmp_path: Path) -> None:

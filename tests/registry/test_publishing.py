@@ -14,7 +14,7 @@ from precalib_ray.core import checkpoint, models
 from precalib_ray.errors import TrackingError
 from precalib_ray.registry import loading, publishing, tracking
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 SPECS = [
     {"kind": "mlp", "num_classes": 7, "input_shape": [1, 8, 8], "batch_norm": True},

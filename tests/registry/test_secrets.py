@@ -79,7 +79,6 @@ def test_logs_are_redacted(
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("registry")
 def test_planted_secrets_are_in_nothing_that_is_written(
     postgres: Postgres, postgres_server: MLflowServer, tmp_path: Path
 ) -> None:

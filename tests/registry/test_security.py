@@ -21,7 +21,7 @@ from precalib_ray.core import checkpoint, models
 from precalib_ray.errors import CheckpointError, PrecalibError, TrackingError
 from precalib_ray.registry import loading
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 SPEC = {"kind": "mlp", "num_classes": 3, "input_shape": [4], "depth": 1, "width": 4}
 

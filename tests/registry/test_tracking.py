@@ -14,7 +14,7 @@ from precalib_ray.errors import CheckpointError, TrackingError
 from precalib_ray.registry import loading, tracking
 from tests.registry.servers import MLflowServer
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("registry")]
+pytestmark = pytest.mark.server
 
 
 def history(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[int, float]]:

@@ -129,7 +129,6 @@ def long_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchConfig,
 
 
 @pytest.mark.e2e
-@pytest.mark.xdist_group("long search")
 def test_a_long_search_taken_up_again_knows_what_was_found_where(
     long_search: tuple[SearchConfig, Study],
 ) -> None:
@@ -140,7 +139,6 @@ def test_a_long_search_taken_up_again_knows_what_was_found_where(
 
 
 @pytest.mark.e2e
-@pytest.mark.xdist_group("long search")
 def test_a_long_search_looks_at_few_trials_and_forgets_no_score(
     long_search: tuple[SearchConfig, Study],
 ) -> None:
