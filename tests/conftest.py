@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Ray starts its workers at a nice value of 15: beside another busy test they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 TIERS = {"unit", "ray", "server", "faults", "k8s", "e2e"}
 GROUPS = {
@@ -83,7 +87,10 @@ def _turn(lock: Path, *, alone: bool) -> Iterator[None]:
         fcntl.flock(turnstile, fcntl.LOCK_EX)
         fcntl.flock(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(turnstile, fcntl.LOCK_UN)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(held, fcntl.LOCK_UN)  # closing would not do, if a test has forked
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

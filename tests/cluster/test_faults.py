@@ -126,7 +126,7 @@ def test_a_node_killed_without_replacement_and_later_another_one_added(
     """Both nodes are taken at once: the controller killed before must hold neither."""
     nodes.scale_to(2)
     folder = tmp_path / "run"
-    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 5000})
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
     running = nodes.submit(content)
     wait_for_progress(folder, running, "two nodes")
     assert len(wait_for(nodes.workers)) == 2
@@ -139,7 +139,7 @@ def test_a_node_killed_without_replacement_and_later_another_one_added(
 
     nodes.scale_to(2)
     done, _ = running.result(300)
-    assert done.outcome["progress"]["step"] == 5000
+    assert done.outcome["progress"]["step"] == 4000
     assert done.outcome["hardware"]["num_workers"] == 2
     last = nodes.begun()[-1]
     assert last["world_size"] == 2
