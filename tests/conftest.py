@@ -38,6 +38,7 @@ def group_of(nodeid: str) -> str:
     return next((name for name, paths in GROUPS.items() if path.startswith(paths)), nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give whole groups to a worker. ``--dist loadgroup`` of xdist 3.8 does not, under pytest 9.2:
     it renames tests, which can no longer be renamed.
