@@ -123,7 +123,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_for(found: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+def wait_for(found: Callable[[], Any], *, seconds: float = 240.0) -> Any:
     """Wait until something is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (result := found()):

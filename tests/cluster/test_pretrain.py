@@ -25,7 +25,7 @@ def kill_a_worker_at(folder: Path, checkpoint: str, killed: list[int]) -> thread
     """SIGKILL a training worker of this process's Ray once a checkpoint is on storage."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             if (folder / checkpoint / "model.safetensors").exists():
                 time.sleep(0.3)  # some steps further

@@ -64,13 +64,15 @@ def test_own_noise_lies_where_the_job_is_started_which_goes_on_when_interrupted(
     )  # fmt: skip
     signal.signal(signal.SIGINT, inherited)
     folder = tmp_path / "runs" / "mlp-k10"
-    deadline = time.monotonic() + 90
-    while not list(folder.glob("step-*/model.safetensors")):
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    deadline = time.monotonic() + 300
+    try:
+        while not list(folder.glob("step-*/model.safetensors")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.1)
+    finally:
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
     assert started.returncode == 130
     assert err == "pretrain.py: interrupted; the same command goes on from the last checkpoint\n"
     assert not (folder / "final").exists()

@@ -56,7 +56,7 @@ def end(folder: Path, sent: signal.Signals, *, after: int) -> tuple[int, str]:
         text=True,
     )
     signal.signal(signal.SIGINT, inherited)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     try:
         while len(ended(folder)) < after:
             assert running.poll() is None
