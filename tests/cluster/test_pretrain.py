@@ -17,17 +17,18 @@ from precalib_ray.errors import CheckpointError, ClusterError, ConfigError, Dive
 from precalib_ray.service.pretrain import Pretrained, pretrain
 from tests.cluster.conftest import Twice
 from tests.cluster.jobs import NAME, assert_bit_equal, in_process, pretraining, weights
+from tests.cluster.nodes import newest_step
 
 pytestmark = pytest.mark.ray
 
 
-def kill_a_worker_at(folder: Path, checkpoint: str, killed: list[int]) -> threading.Thread:
-    """SIGKILL a training worker of this process's Ray once a checkpoint is on storage."""
+def kill_a_worker_at(folder: Path, step: int, killed: list[int]) -> threading.Thread:
+    """SIGKILL a training worker of this process's Ray once a step's checkpoint is on storage."""
 
     def watch() -> None:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
-            if (folder / checkpoint / "model.safetensors").exists():
+            if newest_step(folder) >= step:
                 time.sleep(0.3)  # some steps further
                 for process in psutil.Process().children(recursive=True):
                     if "RayTrainWorker" in " ".join(process.cmdline()):
@@ -108,14 +109,14 @@ def test_a_killed_worker_costs_no_bit(tmp_path: Path) -> None:
         "checkpoints": {"every_steps": 500},
     }
     killed: list[int] = []
-    thread = kill_a_worker_at(tmp_path / "run", "step-00000500", killed)
+    thread = kill_a_worker_at(tmp_path / "run", 500, killed)
     scaling = {"cpus_per_worker": 1, "max_failures": 0}
     with pytest.raises(ClusterError, match=r"workers were lost more often than scaling.max_fail"):
         pretrain(pretraining(tmp_path, **changes, scaling=scaling))
     thread.join()
 
     # Submitted again, it goes on; of this worker's loss Ray may make up.
-    thread = kill_a_worker_at(tmp_path / "run", "step-00002000", killed)
+    thread = kill_a_worker_at(tmp_path / "run", 2000, killed)
     done = pretrain(pretraining(tmp_path, **changes))
     thread.join()
     assert len(killed) == 2
