@@ -35,12 +35,23 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **address})
         self._address = address
         self.here: list[Node] = []
-        self._driver = concurrent.futures.ProcessPoolExecutor(
+        self._driver = self._new_driver()
+        self._running: concurrent.futures.Future[Any] | None = None
+
+    def _new_driver(self) -> concurrent.futures.ProcessPoolExecutor:
+        return concurrent.futures.ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
             initargs=(self.cluster.address,),
         )
+
+    def _end_driver(self) -> None:
+        """End the process that submits, and what a test that has failed left running in it."""
+        for process in list(self._driver._processes.values()):
+            if self._running is not None and not self._running.done():
+                process.kill()
+        self._driver.shutdown(cancel_futures=True)
 
     def scale_to(self, number: int) -> None:
         """Add nodes, or kill some."""
@@ -70,8 +81,12 @@ class Nodes:
 
     def submit(self, content: dict[str, Any]) -> concurrent.futures.Future[tuple[Pretrained, str]]:
         """Run a pretraining; what it returned and what it said."""
+        if self._running is not None and not self._running.done():
+            self._end_driver()
+            self._driver = self._new_driver()
         self._since = datetime.datetime.now(datetime.UTC)
-        return self._driver.submit(_run, content)
+        self._running = self._driver.submit(_run, content)
+        return self._running
 
     def alive(self) -> int:
         """Nodes that the head knows of, itself included."""
@@ -98,11 +113,11 @@ class Nodes:
         self.scale_to(0)
         self.here.append(self.cluster.head_node)
         self.kill(self.cluster.head_node)
-        self._driver.shutdown(cancel_futures=True)
+        self._end_driver()
 
     def close(self) -> None:
         """End everything."""
-        self._driver.shutdown(cancel_futures=True)
+        self._end_driver()
         self.cluster.shutdown()
 
 
