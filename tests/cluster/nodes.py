@@ -48,7 +48,7 @@ class Nodes:
 
     def _end_driver(self) -> None:
         """End the process that submits, and what a test that has failed left running in it."""
-        for process in list(self._driver._processes.values()):
+        for process in list((self._driver._processes or {}).values()):
             if self._running is not None and not self._running.done():
                 process.kill()
         self._driver.shutdown(cancel_futures=True)
