@@ -37,7 +37,7 @@ def machine() -> dict[str, str]:
     """The environment of this machine, without what would lead elsewhere."""
     ours = ("RAY_", "MLFLOW_", "COLUMNS", "PYTHONPATH")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    return kept | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    return kept | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_worker_niceness": "0"}
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def test_the_recipe_that_a_search_found_is_a_config(old: OldRuns) -> None:
     assert plain(validated("pretrain", recipe))["name"] == "searched-best"
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_a_version_is_loaded_by_its_alias(old: OldRuns) -> None:
     model = precalib_ray.load_pretrained(f"models:/{NAME}@candidate", tracking_uri=old.store)
     weights = load_file(old.storage / "finished" / "final" / "model.safetensors")
@@ -149,7 +149,7 @@ def test_a_version_is_loaded_by_its_alias(old: OldRuns) -> None:
     assert confidence < 0.12
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_a_version_passes_the_gate(old: OldRuns) -> None:
     probes = {"data": {"digits": {"path": "digits"}}, "size": 64}
     content = {"name": NAME, "version": "1", "probes": probes, "tracking": {"uri": old.store}}
@@ -158,14 +158,14 @@ def test_a_version_passes_the_gate(old: OldRuns) -> None:
     assert str(client.get_model_version_by_alias(NAME, "champion").version) == "1"
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_a_registered_checkpoint_is_known_by_its_digest(old: OldRuns) -> None:
     content = {"path": str(old.storage / "finished" / "final"), "tracking": {"uri": old.store}}
     assert submit("register", content).model_uri == f"models:/{NAME}/1"
     assert len(MlflowClient(old.store).search_model_versions(f"name='{NAME}'")) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["finished", "trained", "searched"])
 def test_a_finished_run_returns_its_result_without_ray(
     name: str, old: OldRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -186,7 +186,7 @@ def test_a_finished_run_returns_its_result_without_ray(
         assert found.model_uri == f"models:/{NAME}/1"
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_what_mlflow_did_not_take_is_sent_and_registered_once(changed: OldRuns) -> None:
     name = "offline-first"
     assert list((changed.storage / name / "mlflow").glob("*.json"))
@@ -202,7 +202,7 @@ def test_what_mlflow_did_not_take_is_sent_and_registered_once(changed: OldRuns) 
     assert not list((changed.storage / name / "mlflow").glob("*.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_pretraining_resumes_and_ends_with_the_same_bits(changed: OldRuns) -> None:
     before = mlflow_run(changed, "interrupted")
@@ -218,7 +218,7 @@ def test_a_pretraining_resumes_and_ends_with_the_same_bits(changed: OldRuns) -> 
     assert steps[-1] == 3000
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_data_training_resumes_and_ends_with_the_same_bits(changed: OldRuns) -> None:
     before = mlflow_run(changed, "train-interrupted")
@@ -230,7 +230,7 @@ def test_a_data_training_resumes_and_ends_with_the_same_bits(changed: OldRuns) -
     assert len(steps) == len(set(steps)) >= 30
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_finishes_the_trials_that_are_left(changed: OldRuns) -> None:
     name = "search-interrupted"

@@ -18,7 +18,7 @@ TOOLS = Path(sys.executable).parent
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["lint-imports"],
-        pytest.param(["mypy"], marks=pytest.mark.slow),
+        pytest.param(["mypy"], marks=pytest.mark.e2e),
     ],
     ids=" ".join,
 )

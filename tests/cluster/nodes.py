@@ -17,11 +17,11 @@ import psutil
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
-from precalib_ray.service import pretrain as service
-from precalib_ray.service.pretrain import Pretrained
-from precalib_ray.service.terminal import console
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.jobs import pretrain as service
+from precalib_ray.jobs.pretrain import Pretrained
+from precalib_ray.runs.console import console
 
 Node = Any
 
@@ -35,12 +35,23 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **address})
         self._address = address
         self.here: list[Node] = []
-        self._driver = concurrent.futures.ProcessPoolExecutor(
+        self._driver = self._new_driver()
+        self._running: concurrent.futures.Future[Any] | None = None
+
+    def _new_driver(self) -> concurrent.futures.ProcessPoolExecutor:
+        return concurrent.futures.ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
             initargs=(self.cluster.address,),
         )
+
+    def _end_driver(self) -> None:
+        """End the process that submits, and what a test that has failed left running in it."""
+        for process in list((self._driver._processes or {}).values()):
+            if self._running is not None and not self._running.done():
+                process.kill()
+        self._driver.shutdown(cancel_futures=True)
 
     def scale_to(self, number: int) -> None:
         """Add nodes, or kill some."""
@@ -70,8 +81,12 @@ class Nodes:
 
     def submit(self, content: dict[str, Any]) -> concurrent.futures.Future[tuple[Pretrained, str]]:
         """Run a pretraining; what it returned and what it said."""
+        if self._running is not None and not self._running.done():
+            self._end_driver()
+            self._driver = self._new_driver()
         self._since = datetime.datetime.now(datetime.UTC)
-        return self._driver.submit(_run, content)
+        self._running = self._driver.submit(_run, content)
+        return self._running
 
     def alive(self) -> int:
         """Nodes that the head knows of, itself included."""
@@ -87,16 +102,22 @@ class Nodes:
         since = self._since.isoformat()
         return "".join(line for line in lines if json.loads(line)["time"] >= since)
 
+    def begun(self) -> list[dict[str, Any]]:
+        """What each rank said when it began, since the last submission; in order of time."""
+        records = [json.loads(line) for line in self.said_by_workers().splitlines()]
+        begun = [record for record in records if record["message"] == "training begins"]
+        return sorted(begun, key=lambda record: record["time"])
+
     def kill_all(self) -> None:
         """SIGKILL all nodes, the head included."""
         self.scale_to(0)
         self.here.append(self.cluster.head_node)
         self.kill(self.cluster.head_node)
-        self._driver.shutdown(cancel_futures=True)
+        self._end_driver()
 
     def close(self) -> None:
         """End everything."""
-        self._driver.shutdown(cancel_futures=True)
+        self._end_driver()
         self.cluster.shutdown()
 
 
@@ -106,7 +127,7 @@ def _begin(address: str) -> None:
 
 def _run(content: dict[str, Any]) -> tuple[Pretrained, str]:
     console.file = io.StringIO()
-    done = service.pretrain(base.validate(PretrainConfig, content))
+    done = service.pretrain(load.validate(PretrainConfig, content))
     return done, console.file.getvalue()
 
 
@@ -117,7 +138,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_for(found: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+def wait_for(found: Callable[[], Any], *, seconds: float = 240.0) -> Any:
     """Wait until something is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (result := found()):

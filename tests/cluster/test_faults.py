@@ -11,28 +11,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from safetensors.torch import load_file
 
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
-from precalib_ray.core.pretraining import Pretraining
 from precalib_ray.errors import CheckpointError, InterruptedRunError
-from precalib_ray.service.pretrain import Pretrained
+from precalib_ray.jobs.pretrain import Pretrained
+from tests.cluster.jobs import MODEL, NAME, Weights, assert_bit_equal, in_process, weights
 from tests.cluster.nodes import Nodes, newest_step, wait_for
 from tests.e2e.conftest import REPOSITORY, environment
 from tests.ray_head import BIN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 NUM_STEPS = 1200
 SLOW = {"kind": "function", "name": "tests.cluster.user_functions:slow_noise"}
 """So that a run of two workers takes eight seconds at least."""
+EVERY = 100
+CANNOT_BE_WRITTEN = r"cannot be written: .*last good checkpoint: /"
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -41,13 +40,13 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "run",
         "storage": str(folder),
-        "model": {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "width": 64},
+        "model": MODEL,
         "noise": SLOW,
         "batch_size": 64,
         "optimizer": {"kind": "sgd", "lr": 0.003},
         "duration": {"steps": NUM_STEPS},
         "probes": {"every": 100, "size": 32, "stop_size": 16},
-        "checkpoints": {"every_steps": 100},
+        "checkpoints": {"every_steps": EVERY},
         "scaling": scaling | changes.pop("scaling", {}),
         "tracking": {"offline": True},
     } | changes
@@ -61,24 +60,19 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     nodes.scale_to(2)
     done, _ = nodes.submit(recipe(tmp_path_factory.mktemp("undisturbed"))).result(300)
+    return final(done)
+
+
+def final(done: Pretrained) -> Weights:
+    """Weights of a run that has done all of its steps."""
+    assert done.outcome.progress.step == NUM_STEPS
     return weights(done)
 
 
-def weights(done: Pretrained) -> dict[str, torch.Tensor]:
-    assert done.outcome["progress"]["step"] == NUM_STEPS
-    return load_file(done.checkpoint / "model.safetensors")
-
-
-def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, values in one.items():
-        assert torch.equal(values, other[name]), name
-
-
-def assert_same_batches(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_same_batches(one: Weights, other: Weights) -> None:
     """Another number of workers sums the same gradients in another order. At this learning rate,
     weights that differ by 1e-7 are 4e-4 apart after 15,000 steps, those of other batches 1e-1.
     """
@@ -86,49 +80,39 @@ def assert_same_batches(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         assert (values - other[name]).norm() / values.norm().clamp_min(1e-12) <= 5e-3, name
 
 
-def test_a_worker_killed_three_times(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+def wait_for_progress(folder: Path, running: Future[Any], phase: str) -> int:
+    """Wait for a checkpoint that is newer than those there are; its step."""
+    before = newest_step(folder)
+    wait_for(lambda: newest_step(folder) > before or running.done())
+    step = newest_step(folder)
+    assert step > before, f"{phase}: no checkpoint after that of step {before}"
+    return step
+
+
+def test_workers_the_controller_and_a_node_killed_in_one_run(
+    nodes: Nodes, undisturbed: Weights, tmp_path: Path
 ) -> None:
+    """Each once the run has gone on after the fault before. The node is replaced."""
     nodes.scale_to(2)
+    folder = tmp_path / "run"
     running = nodes.submit(recipe(tmp_path))
-    for _ in range(3):
-        before = newest_step(tmp_path / "run")
-        wait_for(lambda before=before: newest_step(tmp_path / "run") > before and nodes.workers())
-        random.choice(nodes.workers()).kill()
-    done, _ = running.result(300)
-    assert_bit_equal(undisturbed, weights(done))
-
-
-def test_a_node_killed_and_replaced(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    nodes.scale_to(2)
-    running = nodes.submit(recipe(tmp_path))
-    wait_for(lambda: newest_step(tmp_path / "run") and nodes.workers())
-    nodes.scale_to(1)
-    nodes.scale_to(2)
-    done, _ = running.result(300)
-    assert_bit_equal(undisturbed, weights(done))
-
-
-def test_the_controller_killed(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    nodes.scale_to(2)
-    running = nodes.submit(recipe(tmp_path))
-    wait_for(lambda: newest_step(tmp_path / "run"))
+    wait_for_progress(folder, running, "before any fault")
     (controller,) = nodes.processes(nodes.cluster.head_node, "TrainController")
     controller.kill()
+    for number in (1, 2, 3):
+        wait_for_progress(folder, running, f"before worker {number} of 3 is killed")
+        random.choice(wait_for(nodes.workers)).kill()
+    wait_for_progress(folder, running, "before a node is killed")
+    assert wait_for(nodes.workers)
+    nodes.scale_to(1)
+    nodes.scale_to(2)
+    wait_for_progress(folder, running, "after a node was killed and replaced")
     done, said = running.result(300)
-    assert "Ray's controller of the run was lost; going on with another" in said
-    assert_bit_equal(undisturbed, weights(done))
-
-
-def in_process(content: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The same recipe without Ray, by one worker."""
-    run = Pretraining(base.validate(PretrainConfig, content).model_dump())
-    run.run()
-    return dict(run.engine.model.state_dict())
+    assert said.count("Ray's controller of the run was lost; starting another") == 1
+    begun = [record["step"] for record in nodes.begun()]
+    assert len(begun) >= 2 * (1 + 1 + 3 + 1), begun  # of two ranks: the first time, and by fault
+    assert len(set(begun)) >= 6, begun
+    assert_bit_equal(undisturbed, final(done))
 
 
 ELASTIC = {"num_workers": [1, 2]}
@@ -136,30 +120,34 @@ HERE, THERE = "198.18.77.1", "198.18.77.2"
 """Of a network between two ends of a cable (RFC 2544)."""
 
 
-def test_a_node_killed_without_replacement(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_node_killed_without_replacement_and_later_another_one_added(
+    nodes: Nodes, tmp_path: Path
+) -> None:
     """Both nodes are taken at once: the controller killed before must hold neither."""
     nodes.scale_to(2)
-    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 2000})
+    folder = tmp_path / "run"
+    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 4000})
     running = nodes.submit(content)
-    wait_for(lambda: newest_step(tmp_path / "run") and len(nodes.workers()) == 2)
-    nodes.scale_to(1)
-    done, _ = running.result(300)
-    assert done.outcome["hardware"]["num_workers"] == 1
-    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
+    wait_for_progress(folder, running, "two nodes")
+    assert len(wait_for(nodes.workers)) == 2
+    assert {record["world_size"] for record in nodes.begun()} == {2}
 
-
-def test_a_node_added_in_mid_run(nodes: Nodes, tmp_path: Path) -> None:
     nodes.scale_to(1)
-    content = recipe(tmp_path, scaling=ELASTIC, duration={"steps": 5000})
-    running = nodes.submit(content)
-    wait_for(lambda: newest_step(tmp_path / "run"))
+    wait_for(lambda: nodes.begun()[-1]["world_size"] == 1 or running.done())
+    wait_for_progress(folder, running, "a node was killed without replacement")
     assert len(nodes.workers()) == 1
+
     nodes.scale_to(2)
     done, _ = running.result(300)
-    assert done.outcome["hardware"]["num_workers"] == 2
-    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
+    assert done.outcome.progress.step == 4000
+    assert done.outcome.hardware.num_workers == 2
+    last = nodes.begun()[-1]
+    assert last["world_size"] == 2
+    assert last["step"] > 0
+    assert_same_batches(in_process(content), weights(done))
 
 
+@pytest.mark.alone
 def test_a_worker_whose_core_is_stolen(nodes: Nodes, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -178,7 +166,7 @@ def test_a_worker_whose_core_is_stolen(nodes: Nodes, tmp_path: Path) -> None:
     finally:
         thief.kill()
         thief.wait()
-    assert done.outcome["progress"]["stop_reason"] == "seconds"
+    assert done.outcome.progress.stop_reason == "seconds"
     (named,) = set(re.findall(r"straggler: rank \d \((.*?)\) takes", said))
     assert f"process {slow.pid} on" in named
 
@@ -205,10 +193,15 @@ class Job:
         return self.process.wait(300)
 
 
-def test_sigterm(nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """The checkpoint is that of the signal: the run writes no other."""
+def test_sigterm_then_the_driver_killed_then_the_head_then_resubmitted(
+    nodes: Nodes, undisturbed: Weights, tmp_path: Path
+) -> None:
+    """One run, in four submissions; the last one finishes it."""
     nodes.scale_to(2)
-    content = recipe(tmp_path / "runs", checkpoints={})
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    content = recipe(tmp_path / "runs", tracking={"uri": store})
+    folder = tmp_path / "runs" / "run"
+
     job = Job(content, tmp_path, address=nodes.cluster.address)
     wait_for(lambda: "training begins" in job.said)
     job.process.send_signal(signal.SIGTERM)
@@ -216,24 +209,15 @@ def test_sigterm(nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: P
     assert job.end() == InterruptedRunError.exit_code, job.said
     assert "the same command goes on from the last checkpoint" in job.said
     assert time.monotonic() - started < 30
-    step = newest_step(tmp_path / "runs" / "run")
+    step = newest_step(folder)
     assert 0 < step < NUM_STEPS
-    done, _ = nodes.submit(content).result(300)
-    assert_bit_equal(undisturbed, weights(done))
-
-
-def test_the_driver_killed_then_the_head_then_resubmitted(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    nodes.scale_to(2)
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    content = recipe(tmp_path / "runs", tracking={"uri": store})
-    folder = tmp_path / "runs" / "run"
+    assert step % EVERY, "the checkpoint is that of the signal, and no other"
 
     def until_checkpoint(address: str) -> Job:
         before = newest_step(folder)
         job = Job(content, tmp_path, address=address)
         wait_for(lambda: newest_step(folder) > before or job.process.poll() is not None)
+        assert newest_step(folder) > before, job.said
         return job
 
     job = until_checkpoint(nodes.cluster.address)
@@ -247,10 +231,11 @@ def test_the_driver_killed_then_the_head_then_resubmitted(
         other.kill_all()
     job.process.kill()  # its pod is the head's
     job.end()
+    assert newest_step(folder) < NUM_STEPS
     done, _ = nodes.submit(content).result(300)
-    assert_bit_equal(undisturbed, weights(done))
+    assert_bit_equal(undisturbed, final(done))
     client = MlflowClient(tracking_uri=store)
-    (version,) = client.search_model_versions("name='mlp-k10-precalibrated'")
+    (version,) = client.search_model_versions(f"name='{NAME}'")
     assert done.model_uri == f"models:/{version.name}/{version.version}"
     (run,) = client.search_runs([client.get_run(version.run_id).info.experiment_id])
     assert run.info.status == "FINISHED"
@@ -291,34 +276,33 @@ def read_only(disk: Path) -> Iterator[None]:
     assert remount("rw") == 0
 
 
-@pytest.mark.parametrize("fault", [full, read_only])
 def test_storage_that_cannot_be_written(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], small_disk: Path, fault: Any
+    nodes: Nodes, undisturbed: Weights, small_disk: Path
 ) -> None:
+    """A full disk ends the run, a read-only one its resubmission; the third goes on without
+    storage, as it is told to, until there is some again.
+    """
     nodes.scale_to(2)
+    folder = small_disk / "run"
     content = recipe(small_disk)
-    running = nodes.submit(content)
-    wait_for(lambda: newest_step(small_disk / "run"))
-    with fault(small_disk):
-        with pytest.raises(CheckpointError, match=r"cannot be written: .*last good checkpoint: /"):
-            running.result(300)
-        step = newest_step(small_disk / "run")
-        for name in ("model.safetensors", "trainer_state.pt"):
-            assert (small_disk / "run" / f"step-{step:08d}" / name).exists()
-    done, _ = nodes.submit(content).result(300)
-    assert_bit_equal(undisturbed, weights(done))
+    for fault in (full, read_only):
+        running = nodes.submit(content)
+        wait_for_progress(folder, running, f"before the disk is {fault.__name__}")
+        with fault(small_disk):
+            with pytest.raises(CheckpointError, match=CANNOT_BE_WRITTEN):
+                running.result(300)
+            step = newest_step(folder)
+            for name in ("model.safetensors", "trainer_state.pt"):
+                assert (folder / f"step-{step:08d}" / name).exists(), fault.__name__
 
-
-def test_training_goes_on_without_storage_where_it_is_told_to(
-    nodes: Nodes, undisturbed: dict[str, torch.Tensor], small_disk: Path
-) -> None:
-    nodes.scale_to(2)
-    running = nodes.submit(recipe(small_disk, on_save_error="continue"))
-    wait_for(lambda: newest_step(small_disk / "run"))
+    running = nodes.submit(content | {"on_save_error": "continue"})
+    step = wait_for_progress(folder, running, "where the run goes on without storage")
     with full(small_disk):
-        wait_for(lambda: "cannot be written" in nodes.said_by_workers())
+        wait_for(lambda: "cannot be written" in nodes.said_by_workers() or running.done())
+        assert "cannot be written" in nodes.said_by_workers()
     done, _ = running.result(300)
-    assert_bit_equal(undisturbed, weights(done))
+    assert newest_step(folder) > step
+    assert_bit_equal(undisturbed, final(done))
 
 
 class Island:
@@ -388,14 +372,14 @@ def test_a_node_that_will_be_taken_away(island: Island, tmp_path: Path) -> None:
     with island.joined():
         running = island.nodes.submit(content)
         wait_for(lambda: island.nodes.said_by_workers().count('"world_size": 2') == 2)
-        leaving = island.start(sys.executable, "-m", "precalib_ray.cluster.leaving", "10")
+        leaving = island.start(sys.executable, "-m", "precalib_ray.cluster.drain", "10")
         step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=10)
         assert leaving.wait(15) == 0
     done, said = running.result(300)
     assert "will be taken away: writing a checkpoint" in said
     assert 0 < step < 3000
-    assert done.outcome["hardware"]["num_workers"] == 1
-    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
+    assert done.outcome.hardware.num_workers == 1
+    assert_same_batches(in_process(content), weights(done))
 
 
 def test_a_node_cut_off_for_30_seconds(island: Island, tmp_path: Path) -> None:
@@ -409,5 +393,5 @@ def test_a_node_cut_off_for_30_seconds(island: Island, tmp_path: Path) -> None:
         assert not running.done()
         subprocess.run(["ip", "link", "set", "precalib0", "up"], check=True)
         done, _ = running.result(400)
-    assert done.outcome["progress"]["step"] == 2000
-    assert_same_batches(in_process(content), load_file(done.checkpoint / "model.safetensors"))
+    assert done.outcome.progress.step == 2000
+    assert_same_batches(in_process(content), weights(done))

@@ -11,28 +11,17 @@ import pytest
 import ray
 
 from precalib_ray.cluster.gauges import NAMES
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig
-from precalib_ray.service.pretrain import pretrain
+from precalib_ray.jobs.pretrain import pretrain
+from tests.cluster.jobs import pretraining
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 def test_a_run_shows_its_gauges(tmp_path: Path) -> None:
-    config = base.validate(
-        PretrainConfig,
-        {
-            "name": "watched",
-            "storage": str(tmp_path),
-            "model": {"kind": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "width": 64},
-            "noise": {"kind": "gaussian"},
-            "batch_size": 64,
-            "duration": {"seconds": 12},
-            "scaling": {"cpus_per_worker": 1},
-            "tracking": {"offline": True},
-        },
+    job = pretraining(
+        tmp_path, name="watched", batch_size=64, duration={"seconds": 12}, checkpoints={}
     )
-    outcome = pretrain(config).outcome
+    outcome = pretrain(job).outcome
     (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
     found: dict[str, float] = {}
     deadline = time.monotonic() + 30
@@ -45,7 +34,7 @@ def test_a_run_shows_its_gauges(tmp_path: Path) -> None:
             found[name] = float(value)
         time.sleep(0.5)
     assert set(found) == set(NAMES)
-    assert 0 < found["deviation"] < outcome["before"]["deviation"]
+    assert 0 < found["deviation"] < outcome.before.deviation
     assert 0 < found["step_seconds"] < 1
     assert found["samples_per_second"] == pytest.approx(64 / found["step_seconds"], rel=0.5)
     assert 0 < found["probe_share"] < 1

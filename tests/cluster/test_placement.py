@@ -201,7 +201,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 ELSEWHERE = {"zone": "!blind"}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("scaling", "zones"),
     [
@@ -219,7 +219,7 @@ def test_workers_are_where_they_are_asked_for(
     assert nodes.workers() in zones
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
     done = nodes.pretrain("never", num_workers=3, placement="STRICT_SPREAD", labels=ELSEWHERE)
     assert done.code == 6, done.out + done.err
@@ -233,7 +233,7 @@ def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
     assert "Traceback" not in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
     code = (
         "import ray\n"
@@ -248,7 +248,7 @@ def test_a_node_that_is_just_starting_is_waited_for(nodes: Nodes) -> None:
     assert done.code == 0, done.err
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes) -> None:
     done = nodes.pretrain("blind")
     assert done.code == 2, done.out + done.err

@@ -134,7 +134,7 @@ def test_a_node_is_drained_by_its_address(monkeypatch: pytest.MonkeyPatch) -> No
         drain()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_real_cluster_answers() -> None:
     """That a node is drained is shown by the fault tests: this cluster has one."""

@@ -19,8 +19,12 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import precalib_ray
 from precalib_ray.cluster import submission
-from precalib_ray.config import base
-from precalib_ray.config.jobs import PretrainConfig, RegisterConfig
+from precalib_ray.config import load
+from precalib_ray.config.jobs import name_of
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.config.jobs.register import RegisterConfig
+from precalib_ray.config.sections import JobConfig
+from precalib_ray.core.spec import plain
 from precalib_ray.errors import ClusterError
 from tests.e2e.conftest import REPOSITORY
 from tests.ray_head import BIN, Head, machine, ray_head
@@ -38,7 +42,7 @@ JOB = {
 
 
 def config(**changes: Any) -> PretrainConfig:
-    return base.validate(PretrainConfig, JOB | changes)
+    return load.validate(PretrainConfig, JOB | changes)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_the_command_says_the_same_config(changes: dict[str, Any]) -> None:
     wanted = config(**changes)
     python, *words = shlex.split(submission.command(wanted))
     assert [python, *words[:3]] == ["python", "-m", "precalib_ray", "pretrain"]
-    assert base.load(PretrainConfig, None, words[3:]) == wanted
+    assert load.load(PretrainConfig, None, words[3:]) == wanted
 
 
 def refused(address: str) -> str:
@@ -144,13 +148,13 @@ def run(environment: dict[str, str], *code: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def given(head: Head, job: base.Strict, **options: Any) -> subprocess.Popen[str]:
+def given(head: Head, job: JobConfig, **options: Any) -> subprocess.Popen[str]:
     """``precalib_ray.submit`` in a process, which prints what was returned as its last line."""
     return run(
         ours(head),
         "import precalib_ray",
-        "from precalib_ray.config import base, jobs",
-        f"job = base.validate(jobs.{type(job).__name__}, {job.model_dump(mode='json')!r})",
+        "from precalib_ray.config import jobs, load",
+        f"job = load.validate(jobs.config_class({name_of(job)!r}), {plain(job)!r})",
         f"options = {options!r}",
         f"print(precalib_ray.submit(job, address={head.address!r}, **options))",
     )
@@ -164,7 +168,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[submission.Submitted, str]:
     return eval(last, {"Submitted": submission.Submitted}), "\n".join(log)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_wrong_token_and_none(head: Head) -> None:
     told = []
     for environment in (ours(head) | {"RAY_AUTH_TOKEN": "0" * 32}, machine()):
@@ -179,7 +183,7 @@ def test_a_wrong_token_and_none(head: Head) -> None:
     assert "RAY_AUTH_MODE=token" in told[1][0]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {head.token}"})
@@ -199,7 +203,7 @@ def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
         again, _ = ended(given(head, job, follow=False))
         wait(client, again.id, JobStatus.SUCCEEDED)
         assert "has finished before" in client.get_job_logs(again.id)
-        known = base.validate(
+        known = load.validate(
             RegisterConfig, {"path": str(tmp_path / "given" / "final"), "tracking": {"uri": store}}
         )
         assert ended(given(head, known))[0].model_uri == done.model_uri
@@ -220,7 +224,7 @@ def wait(client: JobSubmissionClient, job_id: str, wanted: JobStatus) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit(77)\n")
     (tmp_path / ".git").mkdir()
@@ -231,7 +235,7 @@ def test_a_folder_goes_with_the_job(head: Head, tmp_path: Path) -> None:
     assert "ValueError: directory" in told
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_from_a_shell_with_a_checkout_and_with_the_package_alone(
     head: Head, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def test_channels_last_reaches_weights_and_inputs():
     make(channels_last=True).step(0, *batches(0), batch_size=8)  # flat inputs are left alone
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_compiled_steps_are_those_of_the_model():
     plain, compiled = make(), make(compile=True)
     for step in range(3):

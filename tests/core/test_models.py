@@ -18,7 +18,7 @@ ONE_OF_A_FAMILY = {
     "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vit_b_16",
 }  # fmt: skip
 CLASSIFIERS = [
-    pytest.param(name, marks=[] if name in ONE_OF_A_FAMILY else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in ONE_OF_A_FAMILY else pytest.mark.e2e)
     for name in torchvision_names()
 ]
 

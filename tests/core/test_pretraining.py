@@ -292,7 +292,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", TOGETHER)
 def test_two_processes_train_as_one(name, tmp_path):
     changes = TOGETHER[name] | {
@@ -316,7 +316,7 @@ def test_two_processes_train_as_one(name, tmp_path):
         assert theirs["deviation"] == pytest.approx(probing["deviation"], rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_memory_does_not_grow():
     printed = subprocess.run(
         [sys.executable, "-m", "tests.core.runs", "print_memory"],

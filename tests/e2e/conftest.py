@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 
+from precalib_ray import cli
 from precalib_ray.config import jobs
 from precalib_ray.config.sections import JobConfig
 
@@ -57,6 +61,30 @@ def run_job(folder: Path, name: str, *arguments: str, timeout: float = 300) -> F
 def job(tmp_path: Path) -> Callable[..., Finished]:
     """``run_job`` in an empty folder."""
     return functools.partial(run_job, tmp_path)
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
+    """``run_job`` without a process, for jobs that end before they start Ray."""
+
+    def run(name: str, *arguments: str) -> Finished:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        factory, on_term = logging.getLogRecordFactory(), signal.getsignal(signal.SIGTERM)
+        code, connected, started = 0, ray.is_initialized(), time.monotonic()
+        try:
+            cli.run(name, arguments, program=f"python jobs/{name}.py", name=f"{name}.py")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            logging.setLogRecordFactory(factory)
+            signal.signal(signal.SIGTERM, on_term)
+        assert ray.is_initialized() == connected
+        return Finished(code, *capsys.readouterr(), time.monotonic() - started)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from selenium.webdriver.common.by import By
 from tests.e2e.conftest import REPOSITORY, Quickstart, environment
 from tests.registry.servers import SETTINGS, end, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 OUTPUT = REPOSITORY / ".output"
 MODEL = "mlp-k10-precalibrated"

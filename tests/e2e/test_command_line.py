@@ -54,19 +54,23 @@ def test_a_run_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_print_config_and_help(job: Callable[..., Finished]) -> None:
+@pytest.mark.e2e
+def test_print_config(job: Callable[..., Finished]) -> None:
     printed = job("pretrain", MLP, "noise.kind=pink", "--print-config")
     assert printed.code == 0
     assert "kind: pink" in printed.out
     assert printed.err == ""
-    helped = job("pretrain", "--help")
+
+
+def test_help(in_process: Callable[..., Finished]) -> None:
+    helped = in_process("pretrain", "--help")
     assert helped.code == 0
     for text in ("duration.until_deviation: float|null > 1e-06 = null", "noise.kind=pink"):
         assert text in helped.out
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.alone
 def test_problems_are_told_one_per_line_before_ray_starts(job: Callable[..., Finished]) -> None:
     refused = job("pretrain", MLP, "batch_sise=3", "optimizer.lr=-1", "noise.kind=pnk")
     assert refused.code == 2
@@ -79,7 +83,6 @@ def test_problems_are_told_one_per_line_before_ray_starts(job: Callable[..., Fin
     assert refused.seconds < 10  # a cluster alone takes longer
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "code", "message"),
     [
@@ -96,24 +99,24 @@ def test_problems_are_told_one_per_line_before_ray_starts(job: Callable[..., Fin
     ],
 )  # fmt: skip
 def test_what_only_code_and_data_can_tell(
-    job: Callable[..., Finished], override: str, code: int, message: str
+    in_process: Callable[..., Finished], override: str, code: int, message: str
 ) -> None:
-    refused = job("pretrain", MLP, override)
+    refused = in_process("pretrain", MLP, override)
     assert refused.code == code
     assert message in refused.err
     assert "Traceback" not in refused.err
 
 
-@pytest.mark.slow
-def test_mlflow_that_is_away_is_told_within_seconds(job: Callable[..., Finished]) -> None:
+@pytest.mark.server
+def test_mlflow_that_is_away_is_told_within_seconds(in_process: Callable[..., Finished]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound and not listening: connections are refused
-        refused = job("pretrain", MLP, f"tracking.uri=http://127.0.0.1:{port}")
+        refused = in_process("pretrain", MLP, f"tracking.uri=http://127.0.0.1:{port}")
     assert refused.code == 4
     assert f"no MLflow server answers at http://127.0.0.1:{port}" in refused.err
     assert "tracking.offline=true" in refused.err
-    assert refused.seconds < 15  # ten, and the time Python takes to import torch, Ray and MLflow
+    assert refused.seconds < 15  # ten, and what comes before
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def silent_server() -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_an_mlflow_that_never_answers_is_given_up(silent_server: str) -> None:
     from precalib_ray.errors import TrackingError
     from precalib_ray.registry.server import require_reachable

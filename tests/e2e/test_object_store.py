@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from tests.e2e.conftest import run_job
 from tests.registry.servers import S3
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Quickstart, run_job
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 def test_quickstart(quickstart: Quickstart) -> None:
@@ -45,7 +45,7 @@ def test_quickstart(quickstart: Quickstart) -> None:
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr
-    assert "MLP(" in loaded.stdout
+    assert "Sequential(" in loaded.stdout
 
     again = run_job(folder, "quickstart")
     assert again.code == 0

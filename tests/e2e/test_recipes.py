@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,26 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from precalib_ray.config import base, jobs
-from precalib_ray.core.pretraining import Pretraining
+from precalib_ray.config import load
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.core.phases.pretraining import Pretraining
 from precalib_ray.data import convert, parquet
-from precalib_ray.service import preflight
-from tests.e2e.conftest import REPOSITORY, Finished
+from precalib_ray.runs import preflight
+from tests.e2e.conftest import REPOSITORY, Finished, environment
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's package dataset-fashion-mnist")
 def test_resnet18_from_certain_of_everything_to_chance(tmp_path: Path) -> None:
     """He-initialized, on 2,500 samples of noise, also on images that it never saw."""
-    config = base.load(jobs.PretrainConfig, REPOSITORY / "configs" / "pretrain_resnet18.yaml")
+    config = load.load(PretrainConfig, REPOSITORY / "configs" / "pretrain_resnet18.yaml")
     convert.convert_idx(tmp_path, source=FASHION)
     assert parquet.read_info(parquet.split_path(tmp_path, "test")).num_classes == 10
     size, shape = config.probes.size, config.model.input_shape
     images = preflight.read_inputs(str(tmp_path), "test", shape, limit=size)
-    outcome = Pretraining(config.model_dump(), images={"fashion": images}).run()
+    outcome = Pretraining(config, images={"fashion": images}).run()
     probes = {(m.probe, m.mode) for m in outcome.after.measurements}
     names = ("gaussian", "pink", "patches", "fashion")
     assert probes == {(name, mode) for name in names for mode in ("running", "batch")}
@@ -40,7 +40,7 @@ def test_resnet18_from_certain_of_everything_to_chance(tmp_path: Path) -> None:
     assert outcome.progress.samples <= 2_500
 
 
-def test_own_noise_lies_where_the_job_is_started(
+def test_own_noise_lies_where_the_job_is_started_which_goes_on_when_interrupted(
     job: Callable[..., Finished], tmp_path: Path
 ) -> None:
     (tmp_path / "my_noise.py").write_text(
@@ -49,48 +49,37 @@ def test_own_noise_lies_where_the_job_is_started(
         "    rows = torch.randn(*shape[:-1], 1, generator=generator, device=device)\n"
         "    return rows.expand(shape)\n"
     )
-    done = job(
-        "pretrain",
+    arguments = [
         str(REPOSITORY / "configs" / "pretrain_mlp.yaml"),
         "noise={kind: function, name: 'my_noise:stripes'}",
-        "duration={steps: 20}",
-        "tracking.offline=true",
-    )
-    assert done.code == 0, done.err
-    assert done.err == ""
-    assert "stopped by steps after 20 steps" in done.out
-    assert (tmp_path / "runs" / "mlp-k10" / "final" / "model.safetensors").exists()
-
-
-def test_an_interrupted_job_says_so_and_goes_on(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(REPOSITORY / "jobs" / "pretrain.py"),
-        str(REPOSITORY / "configs" / "pretrain_mlp.yaml"),
-        "noise.kind=gaussian",
         "duration={steps: 1200}",
         "checkpoints.every_steps=100",
         "tracking.offline=true",
     ]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     # Where the tests run in the background of a shell, SIGINT is ignored, by what they start too.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, str(REPOSITORY / "jobs" / "pretrain.py"), *arguments],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     signal.signal(signal.SIGINT, inherited)
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/mlp-k10/step-*/model.safetensors")):
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    folder = tmp_path / "runs" / "mlp-k10"
+    deadline = time.monotonic() + 300
+    try:
+        while not list(folder.glob("step-*/model.safetensors")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.1)
+    finally:
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=60)
     assert started.returncode == 130
     assert err == "pretrain.py: interrupted; the same command goes on from the last checkpoint\n"
-    again = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "stopped by steps after 1200 steps" in again.stdout
+    assert not (folder / "final").exists()
+
+    again = job("pretrain", *arguments)
+    assert again.code == 0, again.err
+    assert again.err == ""
+    assert "stopped by steps after 1200 steps" in again.out
+    assert (folder / "final" / "model.safetensors").exists()

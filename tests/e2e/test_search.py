@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.e2e.conftest import REPOSITORY, Finished, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 CONFIG = """
 name: killed
@@ -43,44 +43,57 @@ def ended(folder: Path) -> dict[str, dict[str, Any]]:
     return {key: r for key, r in records(folder).items() if r["state"] != "running"}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_driver_that_is_ended_loses_no_trial_and_repeats_none(
-    job: Callable[..., Finished], tmp_path: Path, sent: signal.Signals
-) -> None:
-    (tmp_path / "search.yaml").write_text(CONFIG)
-    killed = subprocess.Popen(
+def end(folder: Path, sent: signal.Signals, *, after: int) -> tuple[int, str]:
+    """Start the search, send it a signal once so many trials have ended; its code, what it said."""
+    # Where the tests run in the background of a shell, SIGINT is ignored, by what they start too.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "jobs" / "search.py"), "search.yaml"],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    signal.signal(signal.SIGINT, inherited)
+    deadline = time.monotonic() + 300
     try:
-        while len(ended(tmp_path)) < 8:
-            assert killed.poll() is None
+        while len(ended(folder)) < after:
+            assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        killed.send_signal(sent)
-        _, told = killed.communicate(timeout=60)
-    if sent == signal.SIGINT:
-        assert killed.returncode == 130
-        assert told == (
-            "search.py: interrupted; the same command goes on from the last checkpoint\n"
-        )
-    before = ended(tmp_path)
-    begun = set(records(tmp_path))
-    assert len(before) < 17
-    assert {r["state"] for r in before.values()} <= {"finished", "stopped"}
+        running.send_signal(sent)
+        _, told = running.communicate(timeout=60)
+    return running.returncode, told
+
+
+def test_a_driver_that_is_killed_then_interrupted_loses_no_trial_and_repeats_none(
+    job: Callable[..., Finished], tmp_path: Path
+) -> None:
+    (tmp_path / "search.yaml").write_text(CONFIG)
+    before: dict[str, dict[str, Any]] = {}
+    begun: set[str] = set()
+    for sent, after in ((signal.SIGKILL, 5), (signal.SIGINT, 10)):
+        code, told = end(tmp_path, sent, after=after)
+        if sent == signal.SIGINT:
+            assert code == 130
+            assert told == (
+                "search.py: interrupted; the same command goes on from the last checkpoint\n"
+            )
+        found = ended(tmp_path)
+        assert {key: found[key] for key in before} == before, sent
+        assert len(before) < len(found) < 17, sent
+        assert {r["state"] for r in found.values()} <= {"finished", "stopped"}, sent
+        before = found
+        begun |= set(records(tmp_path))
 
     again = job("search", "search.yaml")
     assert again.code == 0, again.err
     assert again.err == ""
-    after = ended(tmp_path)
-    assert set(after) == {"reference-untrained", *(f"{n:05d}" for n in range(16))} >= begun
-    assert {key: after[key] for key in before} == before
+    after_all = ended(tmp_path)
+    assert set(after_all) == {"reference-untrained", *(f"{n:05d}" for n in range(16))} >= begun
+    assert {key: after_all[key] for key in before} == before
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("precalib_ray")
@@ -92,5 +105,5 @@ def test_a_driver_that_is_ended_loses_no_trial_and_repeats_none(
         for r in runs
         if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     )
-    assert children == dict.fromkeys(after, 1)
+    assert children == dict.fromkeys(after_all, 1)
     assert "trials: 16, of them" in again.out

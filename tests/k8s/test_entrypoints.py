@@ -31,7 +31,7 @@ from tests.k8s.manifests import OVERLAYS, Object, ray_jobs
 from tests.ray_head import BIN, Head, answers, machine, ray_head
 from tests.registry.servers import SETTINGS, end, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.k8s
 
 
 @dataclass

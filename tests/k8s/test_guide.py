@@ -12,6 +12,8 @@ from tests.e2e.conftest import REPOSITORY
 from tests.k8s import checks
 from tests.k8s.manifests import K8S, OVERLAYS, README, Object, pods
 
+pytestmark = pytest.mark.k8s
+
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from tests.e2e.conftest import REPOSITORY
 from tests.k8s import image
 
+pytestmark = pytest.mark.k8s
+
 IGNORE = (image.FOLDER / "Dockerfile.dockerignore").read_text()
 
 

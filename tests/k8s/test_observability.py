@@ -14,6 +14,8 @@ import yaml
 from tests.k8s import checks
 from tests.k8s.manifests import K8S, Object, kustomize, load, pods
 
+pytestmark = pytest.mark.k8s
+
 FOLDER = K8S / "observability"
 DASHBOARD = json.loads((FOLDER / "grafana-dashboard.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

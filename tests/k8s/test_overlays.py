@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy
 
-from precalib_ray.config import base
+from precalib_ray.config import load
 from tests.e2e.conftest import CLASSES, REPOSITORY
 from tests.k8s import checks, image, schemas
 from tests.k8s.manifests import OVERLAYS, Object, pods, ray_jobs
+
+pytestmark = pytest.mark.k8s
 
 Build = Callable[[str], list[Object]]
 HERE_ONLY = {
@@ -50,7 +52,7 @@ def test_every_job_has_a_manifest_and_a_config_that_it_takes(name: str, overlay:
         (REPOSITORY / "jobs" / f"{job}.py").stat()
         path = REPOSITORY / "k8s" / "overlays" / name / "configs" / file
         assert path.read_text() == text
-        config = base.load(CLASSES[job], path)
+        config = load.load(CLASSES[job], path)
         storage = getattr(config, "storage", "runs")
         assert storage == "runs" or storage.startswith("s3://")  # both outlive a pod
 
@@ -71,7 +73,7 @@ def test_a_job_that_is_asked_for_fits_the_groups(name: str, overlay: Build) -> N
     }
     for file, text in checks.config_files(objects).items():
         job = file.removesuffix(".yaml")
-        config = base.validate(CLASSES[job], schemas.yaml.safe_load(text))
+        config = load.validate(CLASSES[job], schemas.yaml.safe_load(text))
         scaling = getattr(config, "scaling", None)
         if scaling is None:
             continue

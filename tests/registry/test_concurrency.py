@@ -17,7 +17,7 @@ from precalib_ray.core.models.mlp import MLP
 from precalib_ray.registry import tracking
 from tests.registry.servers import MLflowServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 SETTINGS = MLP(num_classes=3, input_shape=(4,), width=4, depth=1)
 NUM_RUNS, EACH, NUM_PROCESSES = 25, 2, 4

@@ -15,7 +15,7 @@ from precalib_ray.core.models.torchvision import Torchvision
 from precalib_ray.registry import publishing, tracking
 from tests.registry.servers import MLflowServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 SETTINGS = Torchvision(name="resnet18", num_classes=10, input_shape=(3, 32, 32))
 REPEATS = 3

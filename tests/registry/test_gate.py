@@ -19,7 +19,7 @@ from precalib_ray.errors import GateError, TrackingError
 from precalib_ray.registry import publishing, tracking
 from precalib_ray.registry.gate import CHAMPION, Gate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 SETTINGS = MLP(num_classes=5, input_shape=(1, 6, 6), width=16, batch_norm=True, init="he")
 

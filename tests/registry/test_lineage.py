@@ -11,7 +11,7 @@ from precalib_ray.core.models.mlp import MLP
 from precalib_ray.data import convert, parquet
 from precalib_ray.registry import lineage, publishing, server, tracking
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 
 def test_data_sets_are_inputs_of_a_run_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from precalib_ray.core.models.torchvision import Torchvision
 from precalib_ray.errors import TrackingError
 from precalib_ray.registry import loading, publishing, tracking
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 MODELS: dict[str, Model] = {
     "mlp-k7-precalibrated": MLP(num_classes=7, input_shape=(1, 8, 8), batch_norm=True),

@@ -79,7 +79,7 @@ def test_logs_are_redacted(
     assert_clean(err)
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_planted_secrets_are_in_nothing_that_is_written(
     postgres: Postgres, postgres_server: MLflowServer, tmp_path: Path
 ) -> None:

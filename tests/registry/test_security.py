@@ -22,7 +22,7 @@ from precalib_ray.core.models.mlp import MLP
 from precalib_ray.errors import CheckpointError, PrecalibError, TrackingError
 from precalib_ray.registry import loading
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 SETTINGS = MLP(num_classes=3, input_shape=(4,), depth=1, width=4)
 

@@ -14,7 +14,7 @@ from precalib_ray.registry import loading, sending, server, tracking
 from precalib_ray.storage.folder import Folder
 from tests.registry.servers import MLflowServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 
 def history(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[int, float]]:

@@ -27,7 +27,7 @@ from precalib_ray.report import snippets
 from precalib_ray.runs.publish import publish
 from tests.registry import bare
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.server
 
 BATCHES = (1, 2, 64)
 MODELS: dict[str, dict[str, Any]] = {

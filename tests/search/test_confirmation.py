@@ -132,7 +132,7 @@ def test_other_seeds_get_more_samples_only_to_reach_a_target() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_each_trial_is_logged_once_however_many_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

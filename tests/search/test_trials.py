@@ -170,13 +170,36 @@ def test_what_is_proposed_after_a_kill_was_not_proposed_before(
     assert len(points) == 16
 
 
-@pytest.mark.slow
-def test_a_long_search_taken_up_again_knows_what_was_found_where(tmp_path: Path) -> None:
-    job = config(tmp_path, num_trials=410, references=[])
-    drive(log_of(job))
+@pytest.fixture(scope="module")
+def long_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchConfig, TrialLog]:
+    """450 trials, driven to the end."""
+    job = config(tmp_path_factory.mktemp("long"), num_trials=450, references=[])
     log = log_of(job)
+    drive(log)
+    return job, log
+
+
+@pytest.mark.e2e
+def test_a_long_search_taken_up_again_knows_what_was_found_where(
+    long_search: tuple[SearchConfig, TrialLog],
+) -> None:
+    log = log_of(long_search[0])
     found = {(t.values[0], t.params["optimizer.lr"]) for t in log.scored_study.trials}
     assert found == {(log.scores(t)[0], learning_rate(t)) for t in log.trials}
+
+
+@pytest.mark.e2e
+def test_a_long_search_looks_at_few_trials_and_forgets_no_score(
+    long_search: tuple[SearchConfig, TrialLog],
+) -> None:
+    log = long_search[1]
+    remembered = log.sampler._study.trials
+    assert len(remembered) < 2 * MEMORY
+    assert len(log.scored_study.trials) == 450
+    scores = [log.scores(t)[0] for t in log.trials]
+    assert [min(scores)] in [trial.values for trial in remembered]
+    near = 1.3 * min(scores)
+    assert statistics.median(scores[-50:]) < near < statistics.median(scores[:10])
 
 
 def test_a_trial_killed_before_it_was_refused_is_refused(tmp_path: Path) -> None:
@@ -187,19 +210,6 @@ def test_a_trial_killed_before_it_was_refused_is_refused(tmp_path: Path) -> None
     again = log_of(job)
     assert again.propose() is None
     assert again.records["00000"].state == "failed"
-
-
-@pytest.mark.slow
-def test_a_long_search_looks_at_few_trials_and_forgets_no_score(tmp_path: Path) -> None:
-    log = log_of(config(tmp_path, num_trials=450, references=[]))
-    drive(log)
-    remembered = log.sampler._study.trials
-    assert len(remembered) < 2 * MEMORY
-    assert len(log.scored_study.trials) == 450
-    scores = [log.scores(t)[0] for t in log.trials]
-    assert [min(scores)] in [trial.values for trial in remembered]
-    near = 1.3 * min(scores)
-    assert statistics.median(scores[-50:]) < near < statistics.median(scores[:10])
 
 
 def test_the_best_reached_the_target_with_the_fewest_samples(tmp_path: Path) -> None:
@@ -222,7 +232,6 @@ def test_pareto_minimizes_both(tmp_path: Path) -> None:
     assert front <= {(t.deviation, t.samples) for t in log.trials}
 
 
-@pytest.mark.slow
 def test_grid_is_tried_in_whole(tmp_path: Path) -> None:
     recipe = {"optimizer": {"kind": "adam", "lr": {"choice": [1e-3, 3e-3]}},
               "noise": {"choice": [{"kind": "gaussian"}, {"kind": "laplace"}]}}  # fmt: skip
