@@ -199,6 +199,10 @@ def _cause(error: Exception) -> Exception:
             "Ray's controller of the run was lost more often than scaling.max_failures allows. "
             + _RESUMES
         )
+    if isinstance(error, ray.train.ControllerError):
+        # Its own retries are over, or it does not retry: as if workers start too slowly for Ray.
+        reason = str(error.controller_failure).partition("\n")[0]
+        return ClusterError(f"Ray's controller of the run failed: {reason}. {_RESUMES}")
     lost = []
     for rank, failure in ray_private.worker_failures(error).items():
         if isinstance(failure, PrecalibError):

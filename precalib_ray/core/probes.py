@@ -11,7 +11,7 @@ import contextlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from precalib_ray.core.lazy import torch
@@ -148,8 +148,8 @@ class PanelResult:
     """All measurements of a model."""
 
     measurements: list[Measurement]
-    num_forwards: int = 0
-    """Samples pushed through the model."""
+    num_forwards: int = field(default=0, compare=False)
+    """Samples pushed through the model: what measuring cost."""
 
     @property
     def worst(self) -> Measurement:

@@ -5,7 +5,7 @@ import torch
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The tensors here are small: more threads only wait for each other, long on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from precalib_ray.core import loop
-from precalib_ray.core.loop import Phase, Progress, run
+from precalib_ray.core.loop import Phase, run
+from precalib_ray.core.progress import Progress
 from precalib_ray.core.stopping import Duration
 from precalib_ray.errors import DivergedError
 from tests.core.runs import Callbacks, batches, make_engine, same_bits

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precalib_ray.core import engine, loop
-from precalib_ray.core.loop import Progress
 from precalib_ray.core.optimizers import SGD, Adam
 from precalib_ray.core.phases.pretraining import Outcome, Pretraining
+from precalib_ray.core.progress import Progress
 from precalib_ray.errors import DivergedError, InterruptedRunError
 from tests.core import runs
 from tests.core.runs import Callbacks, comparable, recipe, same_bits, weights

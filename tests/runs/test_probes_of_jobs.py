@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow.pytorch
 import pytest
+import torch
 from torch import nn
 
 from precalib_ray.config import load
@@ -56,6 +58,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log models pickled: an export of a ResNet takes ten times as long as all of the rest."""
     log_model = mlflow.pytorch.log_model
@@ -67,7 +78,7 @@ def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow.pytorch, "log_model", pickled)
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "one_thread")
 @pytest.mark.parametrize("spec", [MLP, RESNET], ids=lambda spec: spec["kind"])
 def test_number_of_images(
     spec: dict[str, Any], digits: str, store: str, measured: Measured, tmp_path: Path
