@@ -20,7 +20,8 @@ def test_a_users_mistake_is_raised_as_it_is() -> None:
     [
         (
             ray.train.WorkerGroupError("failed", {1: ray.exceptions.RayActorError()}),
-            "workers were lost more often than scaling.max_failures allows; the last time of rank 1",
+            "workers were lost more often than scaling.max_failures allows; the last time "
+            "of rank 1. Submitted again",
         ),
         (
             ray.train.ControllerError(ValueError("placement group removed\nmore")),
