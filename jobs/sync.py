@@ -1,4 +1,4 @@
-"""Sending of what MLflow did not take."""
+"""Sends what was buffered while MLflow was unreachable."""
 
 from precalib_ray.cli import run_script
 

@@ -26,8 +26,8 @@ def load_pretrained(
 
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a checkpoint directory.
-        num_classes: where it is not the checkpoint's, the last layer is initialized anew and
-            brought to chance, which takes seconds; the rest is unchanged.
+        num_classes: if it differs from the checkpoint's, the last layer is reinitialized and
+            brought to chance, which takes seconds; the other layers are unchanged.
         tracking_uri: the MLflow server; None for ``MLFLOW_TRACKING_URI``, or SQLite in this folder.
         trust_code: run the function that a ``module:function`` model names.
 

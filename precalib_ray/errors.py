@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class PrecalibError(Exception):
     """Base of every error that a user can act on."""
 
     exit_code = 1
+    model_uri: str | None = None
+    """The version that a job had registered before it failed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class SettingError(ValueError):
     def __init__(self, path: str, value: object, allowed: str, hint: str = "") -> None:
         self.problem = Problem(path, value, allowed, hint)
         super().__init__(str(self.problem))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        problem = self.problem
+        return type(self), (problem.path, problem.value, problem.allowed, problem.hint)
 
 
 class DataError(PrecalibError):

@@ -176,7 +176,7 @@ def test_a_finished_run_returns_its_result_without_ray(
     monkeypatch.setattr(CONNECT, refuse)
     record = old.record(name)
     found = resubmit(old, name)
-    assert "finished before" in " ".join(capsys.readouterr().out.split())
+    assert "finished already" in " ".join(capsys.readouterr().out.split())
     assert old.record(name) == record
     if name == "searched":
         assert [t.state for t in found.log.records.values()] == ["finished"] * 5

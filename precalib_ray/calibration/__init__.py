@@ -1,1 +1,1 @@
-"""How far confidence can be trusted: calibration metrics and scores that tell unknown inputs."""
+"""Calibration metrics and out-of-distribution scores."""

@@ -38,7 +38,7 @@ def reliability(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> Reliab
 
     The standard definition (Guo et al., arXiv 1706.04599), as netcal computes it. torchmetrics
     does the same in float32, with one difference: confidence exactly 1 gets a bin of its own
-    there, a 16th, whose filling depends on rounding.
+    there, a 16th, whose content depends on rounding.
 
     Args:
         logits: (N, K) of any floating dtype.
@@ -66,13 +66,13 @@ def reliability(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> Reliab
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What metrics are computed from: N samples with p = softmax(logits), c = max_k p_k."""
+    """The input of metrics: N samples with p = softmax(logits), c = max_k p_k."""
 
     logits: Tensor  # (N, K) float64
     labels: Tensor  # (N,) int64
     probabilities: Tensor  # (N, K)
     confidence: Tensor  # (N,)
-    correct: Tensor  # (N,) float64: 1 where the most probable class, the first of equals, is right
+    correct: Tensor  # (N,) float64: 1 where the most probable class (the first on ties) is right
     reliability: Reliability
 
 
@@ -81,14 +81,14 @@ class Metric:
     """A number about a classifier on a split."""
 
     name: str
-    """In results, in MLflow and in tables."""
+    """Name in results, in MLflow and in tables."""
     label: str
-    """For headings."""
+    """Text of headings."""
     compute: Callable[[Scores], Tensor | float]
 
 
 METRICS: dict[str, Metric] = {}
-"""By name, in the order of tables. To add one, write a function and decorate it."""
+"""Metrics by name, in the order of tables. To add one, write a function and decorate it."""
 
 
 def metric(label: str) -> Callable[[Callable[[Scores], Tensor | float]], Metric]:

@@ -1,7 +1,7 @@
-"""Telling unknown inputs from known ones: scores of logits, and how well a score separates.
+"""Out-of-distribution detection: scores of logits, and how well a score separates.
 
-Every score is larger for an input that looks more known. The scores take logits (N, K) of any
-floating dtype and give (N,) float64 on the CPU (in float32 sure answers all tie at 1); ValueError
+A larger score means more in-distribution (known). The scores take logits (N, K) of any floating
+dtype and give (N,) float64 on the CPU (in float32 saturated confidences all tie at 1); ValueError
 unless the logits are finite with K >= 2.
 """
 
@@ -24,7 +24,7 @@ def energy(logits: Tensor) -> Tensor:
 
 
 def neg_entropy(logits: Tensor) -> Tensor:
-    """sum_k p_k log p_k, in nats: 0 for a sure answer, -log K at chance."""
+    """sum_k p_k log p_k, in nats: 0 for a one-hot prediction, -log K at chance."""
     logits = checked_logits(logits)
     return (logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1)
 
@@ -40,7 +40,7 @@ def auroc(known_scores: Tensor, unknown_scores: Tensor) -> float:
         ValueError: scores are empty, not one-dimensional, or NaN.
     """
     known, unknown = _checked_scores(known_scores), _checked_scores(unknown_scores)
-    # N · M pairs, by sorting: for each known score how many unknown lie below, and below or level
+    # N · M pairs, by sorting: count unknown scores below, and below or equal to, each known one
     ordered = unknown.sort().values
     below = torch.searchsorted(ordered, known, right=False)
     below_or_level = torch.searchsorted(ordered, known, right=True)

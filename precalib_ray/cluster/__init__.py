@@ -2,6 +2,6 @@
 
 import os
 
-# Before Ray is imported: an interrupted job must not start a cluster anew, as any call of Ray's
-# would by itself, from a thread that has not noticed yet.
+# Set before Ray is imported: otherwise, after an interrupt, a call of Ray's from a remaining thread
+# would start a new cluster.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

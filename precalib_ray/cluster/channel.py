@@ -21,7 +21,7 @@ class Report:
     seconds: float
     """Spent in training steps."""
     evaluations: list[Any]
-    """Those since the last report: ``Probing`` or ``Epoch``."""
+    """``Probing`` or ``Epoch`` objects since the last report."""
     loss: float
     """Mean over the steps since the last report."""
     learning_rate: float
@@ -30,7 +30,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Notice:
-    """What a user should know at once."""
+    """A message to show to the user at once."""
 
     text: str
 
@@ -39,7 +39,7 @@ Message = Report | Notice
 
 
 class _Mailbox:
-    """Holds messages pickled: to unpickle them would import PyTorch into the actor."""
+    """Holds pickled messages: unpickling them would import PyTorch into the actor."""
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[bytes] = asyncio.Queue()
@@ -61,7 +61,7 @@ class _Mailbox:
 
 
 class Channel:
-    """The driver's side; an actor on the driver's node, as no other node's loss may end it."""
+    """The driver's side; its actor runs on the driver's node, so no other node's loss ends it."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -72,7 +72,7 @@ class Channel:
         """The next message; None if there is none for so long.
 
         Raises:
-            RayError: the cluster is gone.
+            RayError: the cluster is lost.
         """
         message = ray.get(self.mailbox.take.remote(seconds))
         loaded: Message | None = None if message is None else cloudpickle.loads(message)
@@ -88,7 +88,7 @@ class Channel:
 
 
 class Sender:
-    """Rank 0's side; the loss of the driver stops no training."""
+    """Rank 0's side; losing the driver does not stop training."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow.fs
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
@@ -26,24 +27,24 @@ class Notify(Protocol):
 
 
 class Checkpoints:
-    """One rank's part in loading and saving; every method is called on all ranks together."""
+    """One rank's part in loading and saving; every method is collective."""
 
-    def __init__(self, *, last: str, keep: int, on_error: str, log: Log, notify: Notify) -> None:
+    def __init__(
+        self, folder: str, *, last: str, keep: int, on_error: str, log: Log, notify: Notify
+    ) -> None:
         """A store in the run's folder.
 
         Args:
+            folder: of the run, absolute or a URI: workers have working directories of their own.
             last: name of the checkpoint of a finished run.
             keep: newest checkpoints to keep.
             on_error: ``stop`` or ``continue`` if one cannot be written.
             log: of this rank.
             notify: of this rank.
         """
-        context = ray.train.get_context()
-        storage = context.get_storage()
-        self._is_writer = context.get_world_rank() == 0
-        self._store = CheckpointStore(
-            storage.storage_filesystem, storage.experiment_fs_path, last=last, keep=keep
-        )
+        self._is_writer = ray.train.get_context().get_world_rank() == 0
+        files, path = pyarrow.fs.FileSystem.from_uri(folder)
+        self._store = CheckpointStore(files, path, last=last, keep=keep)
         self._on_error, self._log, self._notify = on_error, log, notify
         self._last_good = ""
 

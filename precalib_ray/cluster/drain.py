@@ -1,4 +1,4 @@
-"""``python -m precalib_ray.cluster.drain SECONDS``: run on a node that is about to be taken away.
+"""``python -m precalib_ray.cluster.drain SECONDS``: run on a node that is about to be preempted.
 
 It notifies Ray, as a cloud's preemption notice would: training on this node writes a checkpoint
 and, if it is elastic, continues on the other nodes. ``k8s/components/spot`` calls it before a pod
@@ -19,7 +19,7 @@ from precalib_ray.errors import ClusterError
 
 
 def main(seconds: float) -> None:
-    """Drain this machine's node, and wait up to ``seconds`` while something is trained on it.
+    """Drain this machine's node, and wait up to ``seconds`` while it runs training workers.
 
     The cluster is that of ``RAY_ADDRESS``, which KubeRay sets.
 
@@ -31,7 +31,7 @@ def main(seconds: float) -> None:
         address,
         get_node_ip_address(address),
         deadline_ms=int((time.time() + seconds) * 1000),
-        reason="the node will be taken away",
+        reason="the node is being preempted",
     )
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and _is_training():

@@ -13,10 +13,10 @@ from ray.util.metrics import Gauge
 from precalib_ray.core.progress import Metrics, Progress
 
 NAMES = {
-    "samples_per_second": "samples trained on, by all workers together",
-    "deviation": "worst deviation from chance on the probes that the stopping rule sees",
-    "step_seconds": "seconds of a training step, probing left out",
-    "probe_share": "share of the time so far that probing took",
+    "samples_per_second": "samples trained on per second, over all workers",
+    "deviation": "worst deviation from chance on the probes that the stopping rule uses",
+    "step_seconds": "seconds per training step, without probing",
+    "probe_share": "fraction of the elapsed time spent probing",
 }
 
 
@@ -34,7 +34,7 @@ class Gauges:
         self._step, self._seconds = 0, 0.0
 
     def set(self, progress: Progress[Any], metrics: Metrics) -> None:
-        """Set those that are known by now."""
+        """Set the gauges that have values."""
         values = {"samples_per_second": metrics.samples_per_second}
         if progress.step > self._step:
             spent = progress.seconds - self._seconds

@@ -32,7 +32,7 @@ class Request:
     """The workers of a job, all alike."""
 
     num_workers: int | tuple[int, int]
-    """Or the least and the most."""
+    """Or (min, max)."""
     cpus: float
     gpus: float = 0.0
     placement: str = "PACK"
@@ -70,11 +70,11 @@ class Request:
 
     @property
     def least(self) -> int:
-        """Workers without which the job does not start."""
+        """Minimum number of workers."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
-    def room(self, node: Node) -> int:
-        """Workers that a node has room for while nothing else runs there."""
+    def fits(self, node: Node) -> int:
+        """Number of workers that fit on a node while nothing else runs there."""
         resources = node["Resources"]
         kind = self.accelerator_type
         if not node["Alive"] or (kind and f"accelerator_type:{kind}" not in resources):
@@ -83,19 +83,19 @@ class Request:
             return 0
         needed = {"CPU": self.cpus, "GPU": self.gpus}
         # Ray counts in units of 1/10,000.
-        rooms = [
+        each = [
             round(resources.get(name, 0) * 10_000) // round(amount * 10_000)
             for name, amount in needed.items()
             if amount
         ]
-        return int(min(rooms))
+        return int(min(each))
 
     def capacity(self, nodes: Sequence[Node]) -> int:
-        """Workers that nodes have room for together, under the placement."""
-        rooms = [room for node in nodes if (room := self.room(node))]
+        """Number of workers that fit on nodes together, under the placement."""
+        each = [fits for node in nodes if (fits := self.fits(node))]
         if self.placement == "STRICT_PACK":
-            return max(rooms, default=0)
-        return len(rooms) if self.placement == "STRICT_SPREAD" else sum(rooms)
+            return max(each, default=0)
+        return len(each) if self.placement == "STRICT_SPREAD" else sum(each)
 
     def __str__(self) -> str:
         """For messages."""
@@ -112,7 +112,7 @@ class Request:
 
 
 def require(request: Request, *, local: bool, notify: Callable[[str], None]) -> None:
-    """Refuse what the cluster can never provide; waits for nodes that are just starting.
+    """Refuse a request that the cluster can never satisfy; waits for nodes that are just starting.
 
     Args:
         request: the workers.
@@ -128,18 +128,18 @@ def require(request: Request, *, local: bool, notify: Callable[[str], None]) -> 
         limits = None if local else ray_private.autoscaler_limits()
         if limits is not None:
             _require_within(request, limits)
-        if not local and (limits is not None or ray_private.is_autoscaled()):
+        if not local and (limits is not None or ray_private.is_autoscaled() is not False):
             return
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(request, nodes))
         if not notified:
-            notify(f"waiting up to {JOIN_S:.0f} s for nodes: there is no room yet for {request}")
+            notify(f"waiting up to {JOIN_S:.0f} s for nodes: no capacity yet for {request}")
             notified = True
         time.sleep(1.0)
 
 
 def _require_within(request: Request, limits: Mapping[str, float]) -> None:
-    """Refuse what is over the limits of an autoscaler that reports them."""
+    """Refuse a request above the limits that an autoscaler reports."""
     needed = {"CPU": request.cpus * request.least, "GPU": request.gpus * request.least}
     for name, amount in needed.items():
         if amount > limits.get(name, 0):
@@ -155,7 +155,7 @@ def _too_small(request: Request, nodes: Sequence[Node]) -> str:
         f"  {number} node{'s' if number > 1 else ''} of {kind}" for kind, number in kinds.items()
     )
     return (
-        f"the cluster can never run this job: {request}; there is room for "
+        f"the cluster can never run this job: {request}; it has capacity for "
         f"{request.capacity(nodes)} on\n{lines}"
     )
 

@@ -1,7 +1,7 @@
 """Every private symbol of Ray that the package uses.
 
-A private symbol may be gone in another version of Ray. Each is imported where it is used, and each
-function says what happens without it.
+A private symbol may be missing in another version of Ray. Each is imported where it is used, and
+each function documents its fallback.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ def _value_matches(value: str | None, wanted: str) -> bool:
 
 
 def autoscaler_limits() -> dict[str, float] | None:
-    """The most of each resource that the cluster's autoscaler goes up to.
+    """The autoscaler's limit of each resource.
 
-    None where no autoscaler reports it, or without the private symbol.
+    None if no autoscaler reports them, or without the private symbol.
     """
     try:
         from ray._private.state import state
 
         limits = state.get_max_resources_from_cluster_config()
-    except Exception as error:  # also Ray's own, of a version that answers otherwise
+    except Exception as error:  # also Ray's own, whose answer differs by version
         _LOGGER.debug("the autoscaler's limits are not available: %r", error)
         return None
     return None if limits is None else {name: float(most) for name, most in limits.items()}
 
 
-def is_autoscaled() -> bool:
-    """Whether something may add nodes to the cluster; False without the private symbols.
+def is_autoscaled() -> bool | None:
+    """Whether something may add nodes to the cluster; None without the private symbols.
 
-    Version 2 of Ray's autoscaler is there only where it is asked for. Version 1 reports on every
+    Version 2 of Ray's autoscaler runs only if it is enabled. Version 1 reports on every
     cluster; where it adds no nodes, each node is a type of its own.
     """
     try:
@@ -75,13 +75,13 @@ def is_autoscaled() -> bool:
         report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
         active = (report.get("autoscaler_report") or {}).get("active_nodes") or {}
         return any(not kind.startswith(format_readonly_node_type("")) for kind in active)
-    except Exception as error:  # as of the limits
-        _LOGGER.debug("the autoscaler's state is not available: %r", error)
-        return False
+    except Exception as error:  # also Ray's own, whose answer differs by version
+        _LOGGER.warning("Ray does not say whether the cluster is autoscaled: %r", error)
+        return None
 
 
 def drain_node(address: str, ip: str, *, deadline_ms: int, reason: str) -> None:
-    """Have Ray plan without the nodes at an IP address, which exist until a deadline.
+    """Ask Ray to stop scheduling on the nodes at an IP address, which end at a deadline.
 
     Args:
         address: of the cluster; this process does not join it, as a driver may count as a node.
@@ -90,7 +90,7 @@ def drain_node(address: str, ip: str, *, deadline_ms: int, reason: str) -> None:
         reason: shown by Ray.
 
     Raises:
-        ClusterError: Ray refuses, or the private symbols are gone.
+        ClusterError: Ray refuses, or the private symbols are missing.
     """
     import ray
 
@@ -125,7 +125,7 @@ def release_reservation(trainer: Any) -> None:
         run = trainer.train_run_context.run_id
         client = autoscaling_coordinator_client.TrainAutoscalingCoordinatorClient(f"train-{run}")
         client.cancel_resource_request()
-    except Exception as error:  # the run starts all the same, if later
+    except Exception as error:  # the run still starts, only later
         _LOGGER.debug("the reservation of the lost controller is not released: %r", error)
 
 

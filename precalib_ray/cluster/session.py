@@ -16,9 +16,9 @@ from precalib_ray.errors import ClusterError
 _ENVIRONMENT = {
     # A run ends when its controller polls the workers, by default every two seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # Some clouds take a node away half a minute after the notice.
+    # Some clouds preempt a node half a minute after the notice.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    # After a node is lost, the first count of the resources left may be outdated.
+    # After a node is lost, the first count of the remaining resources may be outdated.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # Ray 2.60 warns in every run without it: the variable only announces a new default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -44,14 +44,14 @@ def connect() -> Iterator[bool]:
     Raises:
         ClusterError: the cluster does not answer.
     """
-    global _started_here  # noqa: PLW0603  there is one session to a process
+    global _started_here  # noqa: PLW0603  one session per process
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield _started_here
         return
     local = _started_here = not os.environ.get("RAY_ADDRESS")
-    # Ray logs at every start that token authentication is on; it is, and stays so.
+    # Silences a notice at every start that token authentication is on.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     on_term = signal.getsignal(signal.SIGTERM)
     try:
@@ -73,8 +73,8 @@ def connect() -> Iterator[bool]:
 
 
 def cpus_per_worker(num_workers: int, configured: float | None, *, local: bool) -> float:
-    """CPUs of each worker: as configured, or an equal share of this machine's; on a cluster, whose
-    nodes may be smaller than a share of the whole, one.
+    """CPUs of each worker: as configured, else an equal share of this machine's; 1 on a cluster,
+    whose nodes may be smaller than such a share.
     """
     if configured is not None:
         return configured

@@ -1,4 +1,4 @@
-"""Whether every node that may get workers sees a run's folder."""
+"""Checks that every node that may get workers can access a run's folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from precalib_ray.cluster.placement import Request
 from precalib_ray.errors import ConfigError, Problem
 
 ANSWER_S = 30.0
-"""Seconds that a node has to answer whether it sees a folder."""
+"""Timeout of a node's answer."""
 
 
 def require_shared(request: Request, *, storage: str, folder: str) -> None:
-    """Refuse a folder that a node with room for workers does not see.
+    """Refuse a folder that a node with capacity for workers cannot access.
 
     A node that does not answer counts as one that does.
 
@@ -32,7 +32,7 @@ def require_shared(request: Request, *, storage: str, folder: str) -> None:
     """
     folder = folder.removeprefix("file://")
     here = ray.get_runtime_context().get_node_id()
-    others = [n for n in ray.nodes() if n["NodeID"] != here and request.room(n)]
+    others = [n for n in ray.nodes() if n["NodeID"] != here and request.fits(n)]
     if "://" in folder or not others:
         return
 

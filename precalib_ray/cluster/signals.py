@@ -12,7 +12,7 @@ from precalib_ray.cluster.channel import Sender
 from precalib_ray.core.loop import Signal
 
 LAST_SAVE_S = 10.0
-"""Seconds before a node is taken away at which a last checkpoint is written."""
+"""Seconds before a node is preempted at which a last checkpoint is written."""
 
 
 class Signals:
@@ -25,7 +25,7 @@ class Signals:
         self._last_saves: set[int] = set()
 
     def current(self) -> Signal:
-        """The control signal, the same on every rank, all of which must call this together.
+        """The control signal, the same on every rank; collective.
 
         Rank 0 decides on what may differ between ranks: the driver's request, and the time.
         """
@@ -45,6 +45,6 @@ class Signals:
         if not set(notice.preempted_node_ids) <= self._announced:
             self._announced |= set(notice.preempted_node_ids)
             ranks = ", ".join(map(str, notice.preempted_ranks))
-            self._notify(f"the node of rank {ranks} will be taken away: writing a checkpoint")
+            self._notify(f"the node of rank {ranks} is being preempted: writing a checkpoint")
             signal = "save"
         return signal

@@ -22,12 +22,13 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from precalib_ray import result_line
 from precalib_ray.cluster.threads import in_thread
+from precalib_ray.config import load
 from precalib_ray.config.jobs import name_of
 from precalib_ray.config.sections import JobConfig
 from precalib_ray.core.spec import plain
 from precalib_ray.errors import ClusterError
 
-_LEVELS = {  # of what Ray logs on an upload, and at the end of a log
+_LEVELS = {  # silence Ray's notices on an upload, and at the end of a log
     "ray._private.runtime_env.packaging": logging.WARNING,
     "ray._private.runtime_env.working_dir": logging.ERROR,
     "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
@@ -54,7 +55,7 @@ class Submitted:
     status: str
     """Ray's: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
     exit_code: int | None = None
-    """Of the driver: 0, or that of the error's family (``precalib_ray.errors``)."""
+    """The job's exit code: 0, or that of its error (``precalib_ray.errors``)."""
     model_uri: str | None = None
     """``models:/NAME/VERSION`` that the job has registered."""
 
@@ -76,7 +77,7 @@ def submit(
 ) -> Submitted:
     """Run a job on a cluster. Submitted again it resumes, or returns its result, as any job does.
 
-    The driver requests no CPU, so that it starts on a busy head, too. Ray's token is read from
+    The driver requests no CPU, so that it also starts on a busy head. Ray's token is read from
     ``RAY_AUTH_TOKEN`` or from Ray's file.
 
     Args:
@@ -90,12 +91,13 @@ def submit(
         on_log: called with the log as it arrives, in whole lines.
 
     Returns:
-        the job, also if it has failed.
+        the job, even if it has failed.
 
     Raises:
         ClusterError: the cluster cannot be reached, or refuses; a job that has started continues.
         ValueError: ``working_dir`` is not a folder, or ``config`` is not that of a job.
     """
+    config = load.validate(type(config), config)
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": str(working_dir)}
     job = name_of(config)
     for name, level in _LEVELS.items():
@@ -150,7 +152,7 @@ def _follow(client: JobSubmissionClient, job_id: str, on_log: Callable[[str], No
     log.close()
     while (info := client.get_job_info(job_id)).status not in _ENDED:  # a job ends after its log
         time.sleep(_POLL_S)
-    if not log.result and info.status == JobStatus.SUCCEEDED:  # the stream may have been cut off
+    if not log.result:  # the stream may have been cut off
         complete = _Log(lambda text: None)
         complete.add(client.get_job_logs(job_id))
         complete.close()

@@ -35,10 +35,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a worker is given."""
+    """The input of a worker."""
 
     config: Any
-    """The job's, typed."""
+    """The job's config."""
+    folder: str
+    """The run's, absolute or a URI."""
     shared: Mapping[str, ray.ObjectRef]
     """Keyword arguments of the phase."""
     mailbox: Any
@@ -54,12 +56,12 @@ class Fitted(Generic[R]):
 
     outcome: R
     checkpoint: str
-    """The last one's name in the run's folder."""
+    """Name of the last checkpoint in the run's folder."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A run that has failed for good: restarted workers would fail again."""
+    """A run that failed permanently: restarted workers would fail again."""
 
     error: PrecalibError
 
@@ -98,10 +100,12 @@ def fit(
     scaling, storage = config.scaling, absolute(config.storage)
     request = placement.Request.of(scaling, local=local)
     placement.require(request, local=local, notify=notify)
-    require_shared(request, storage=config.storage, folder=f"{storage}/{config.name}")
+    folder = f"{storage}/{config.name}"
+    require_shared(request, storage=config.storage, folder=folder)
     channel, interrupted = Channel(), threading.Event()
     payload = Payload(
         config=config,
+        folder=folder,
         shared={name: ray.put(value) for name, value in shared.items()},
         mailbox=channel.mailbox,
         cpus=request.cpus,
@@ -121,7 +125,7 @@ def fit(
         )
 
     def attempts() -> ray.train.Result:
-        """Restart the controller of the run, which Ray does not; it restarts workers."""
+        """Restart the run's controller; Ray itself restarts only workers."""
         for _ in range(scaling.max_failures):
             attempt = trainer()
             try:
@@ -193,14 +197,16 @@ def _pump(
 
 
 def _cause(error: Exception) -> Exception:
-    """The user's mistake or lost machine behind a failed run; a defect of ours is unchanged."""
+    """The error to raise for a failed run; a defect of ours is returned unchanged."""
     if isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed:
         return ClusterError(
             "Ray's controller of the run was lost more often than scaling.max_failures allows. "
             + _RESUMES
         )
-    if isinstance(error, ray.train.ControllerError):
-        # Its own retries are over, or it does not retry: as if workers start too slowly for Ray.
+    if isinstance(error, ray.train.ControllerError) and isinstance(
+        error.controller_failure, ray.exceptions.RayError
+    ):
+        # Its retries are exhausted, or the error is not retried, as when workers start too slowly.
         reason = str(error.controller_failure).partition("\n")[0]
         return ClusterError(f"Ray's controller of the run failed: {reason}. {_RESUMES}")
     lost = []
@@ -212,7 +218,7 @@ def _cause(error: Exception) -> Exception:
     if lost:
         ranks = ", ".join(map(str, sorted(lost)))
         return ClusterError(
-            "workers were lost more often than scaling.max_failures allows; the last time of rank "
+            "workers were lost more often than scaling.max_failures allows; most recently rank "
             f"{ranks}. {_RESUMES}"
         )
     return error

@@ -1,4 +1,4 @@
-"""One trial of a search: noise pretraining by a recipe, and data training where that is judged."""
+"""One trial of a search: noise pretraining by a recipe, and data training if that is scored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ a TrainConfig or None.
 _MAPPINGS = ("deviations", "downstream")
 
 _untrained: dict[str, PanelResult] = {}
-"""Measurements of untrained networks, which the trials of a process have in common."""
+"""Measurements of untrained networks, shared by the trials of a process."""
 
 
 def in_actor(job: Job, shared: Mapping[str, Any], *, cpus: float) -> None:
@@ -161,7 +161,7 @@ def _summary(recipe: Recipe, outcome: Outcome) -> TrialReport:
         if not recipe.probes.is_held_out(m.probe)
     }
     if not all(map(math.isfinite, deviations.values())):
-        raise DivergedError(f"the confidence on a probe is not a number: {deviations}")
+        raise DivergedError(f"the confidence on a probe is NaN: {deviations}")
     progress = outcome.progress
     return TrialReport(
         deviation=max(deviations.values()),

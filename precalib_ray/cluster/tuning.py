@@ -65,7 +65,7 @@ def run(
     """Run ``num_trials`` trials to their ends.
 
     Args:
-        proposer: gives trials and takes their reports.
+        proposer: proposes the trials and records their reports.
         name: a folder under storage that no other call uses.
         storage: folder or URI.
         num_trials: how many ``proposer`` will propose.
@@ -73,7 +73,7 @@ def run(
             each is put into the object store once.
         resources: of one trial.
         asha: settings of successive halving; None stops no trial early.
-        max_samples: the most that a trial may take.
+        max_samples: upper bound of a trial's samples.
     """
     single = resources.num_workers == 1
     loop = functools.partial(in_actor if single else in_trainer, cpus=resources.cpus)
@@ -141,7 +141,7 @@ class _Search(Searcher):  # type: ignore[misc]
         self._proposer = proposer
         self._keys: dict[str, str] = {}
         self.interrupted = False
-        """From now on the end of a trial is Tune's doing, and is not recorded."""
+        """Whether Tune is ending the trials that still run; those ends are not recorded."""
 
     def suggest(self, trial_id: str) -> Job | str:
         proposal = self._proposer.propose()
@@ -163,7 +163,7 @@ class _Search(Searcher):  # type: ignore[misc]
         self._proposer.finish(self._keys.pop(trial_id), report, message)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: the proposer is durable by itself."""
+        """Empty: the proposer persists its own state."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:

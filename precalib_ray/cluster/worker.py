@@ -1,4 +1,4 @@
-"""What the workers of a trainer run: they train, save and report, and never talk to MLflow."""
+"""What the workers of a trainer run: they train, save and report, and never connect to MLflow."""
 
 from __future__ import annotations
 
@@ -71,7 +71,12 @@ def _work(
             sender.send(Notice(message))
 
     checkpoints = Checkpoints(
-        last=last, keep=payload.keep, on_error=config.on_save_error, log=log, notify=notify
+        payload.folder,
+        last=last,
+        keep=payload.keep,
+        on_error=config.on_save_error,
+        log=log,
+        notify=notify,
     )
     try:
         resumed = checkpoints.resume(phase.resume)
@@ -111,7 +116,7 @@ def _work(
 
 
 class _WorkerHost(Host[Any]):
-    """What a run does on a cluster."""
+    """Loop callbacks of a Ray Train worker."""
 
     compares_ranks = True
 
@@ -127,7 +132,7 @@ class _WorkerHost(Host[Any]):
         self._save, self._sender, self._gauges = save, sender, gauges
         self._stragglers, self._signals = stragglers, signals
         self._num_sent = 0
-        """Evaluations that the driver has been sent."""
+        """Number of evaluations sent to the driver."""
 
     def save(self, progress: Progress[Any]) -> str:
         return self._save(progress)
@@ -154,7 +159,7 @@ class _WorkerHost(Host[Any]):
 
 
 def _worker_names() -> list[str]:
-    """Process and node of each rank; called on all ranks together."""
+    """Process and node of each rank; collective."""
     name = f"process {os.getpid()} on {socket.gethostname()}"
     if not dist.is_initialized():
         return [name]

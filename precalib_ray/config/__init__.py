@@ -1,1 +1,1 @@
-"""Everything that a YAML may say, checked before Ray starts."""
+"""The configs of all jobs, validated before Ray starts."""

@@ -29,7 +29,7 @@ class Line:
 def describe(cls: type[Section], prefix: str = "") -> Iterator[Line]:
     """Every field, those of sections after their own.
 
-    Of a family, the fields that all members have come first and once.
+    A family's common fields come first, and once.
     """
     yield from _describe(cls, prefix, {field.name for field in _fields(cls)})
 
@@ -61,7 +61,7 @@ def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _section(annotation: Any) -> Any:
-    """The section that an annotation may hold, if it does."""
+    """The section that an annotation may hold, if any."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, Section) else None
     found = (_section(argument) for argument in get_args(annotation))

@@ -1,4 +1,4 @@
-"""Reading a job's config: one YAML and dotted overrides, checked before anything starts."""
+"""Reading a job's config: one YAML file and dotted overrides, validated before anything starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Section)
 
 
 def load(cls: type[T], path: Path | str | None, overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file, apply ``a.b=value`` overrides, and check the result.
+    """Read a YAML file, apply ``a.b=value`` overrides, and validate the result.
 
     An override of a ``kind`` drops the settings of the previous kind.
 
@@ -38,7 +38,7 @@ def load(cls: type[T], path: Path | str | None, overrides: Sequence[str] = ()) -
 
 
 def validate(cls: type[T], content: Mapping[str, Any] | T) -> T:
-    """Check plain data, or settings that were built in Python.
+    """Validate plain data, or settings that were built in Python.
 
     Raises:
         ConfigError: with one problem per line.
@@ -58,7 +58,7 @@ def to_yaml(config: Section, *, exclude: Collection[str] = (), sparse: bool = Fa
     """The resolved config, which ``load`` reads back.
 
     Args:
-        config: of any job.
+        config: the config of any job.
         exclude: top-level fields to leave out.
         sparse: leave out fields that have their defaults.
     """
@@ -75,7 +75,7 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 def _family_schema(cls: type[Family], source: Any, handler: Any) -> Any:
-    """For pydantic, which core does not know: a family is the union of its members, by kind."""
+    """The schema of a family, for pydantic: it is the union of its members, by kind."""
     from typing import Annotated, Union
 
     from pydantic import Field
@@ -103,7 +103,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def identity(config: JobConfig) -> dict[str, Any]:
-    """Plain data of the fields that say what a job is, rather than where and on what it runs."""
+    """Plain data of the fields that identify a job: not where, nor on what, it runs."""
     content = plain(config)
     return {name: content[name] for name in content if name not in config.not_identity}
 

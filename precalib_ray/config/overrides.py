@@ -46,7 +46,7 @@ def apply(cls: type[Section], content: dict[str, Any], override: str) -> None:
 
 
 def _spell_out_default(cls: type[Section], content: dict[str, Any], name: str) -> None:
-    """Write down the default of a section of which one field is overridden."""
+    """Fill in the defaults of a section, one field of which is overridden."""
     if content.get(name) is not None:
         return
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]

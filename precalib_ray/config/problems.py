@@ -15,7 +15,7 @@ from precalib_ray.errors import Problem, SettingError
 
 
 def problems(cls: type[Section], error: pydantic.ValidationError) -> list[Problem]:
-    """One problem per path; of a union's errors, that of its first member."""
+    """One problem per path; for a union, the error of its first member."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         problem = _problem(cls, detail)
@@ -67,7 +67,7 @@ class _Place:
 
     def __init__(self, cls: type[Section], location: tuple[int | str, ...]) -> None:
         self.allowed = ""
-        """What the field may be, in its own words."""
+        """The permitted values, in the words of the field's own setting."""
         self.names: list[str] = []
         """The fields of the section that the error lies in."""
         self.length = 0
@@ -89,7 +89,7 @@ class _Place:
         self.path = ".".join(keys)
 
     def _step(self, annotation: Any, key: int | str) -> Any:
-        """The type of what lies at a key."""
+        """The type of the value at a key."""
         self.length = 0
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             fields = {field.name: field for field in dataclasses.fields(annotation)}
@@ -109,7 +109,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _without_none(annotation: Any) -> Any:
-    """The one type that may be None too; other unions stay."""
+    """The type of an optional one; other unions are unchanged."""
     if _is_union(annotation):
         others = [a for a in get_args(annotation) if a is not type(None)]
         return others[0] if len(others) == 1 else annotation

@@ -17,7 +17,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of runs and of registered models."""
 
 TOLERANCE = 0.005
-"""The largest deviation of a champion, unless a config says otherwise."""
+"""The default of the maximum deviation of a champion."""
 
 _LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
 _LABEL_NAME = rf"([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}"
@@ -28,12 +28,12 @@ _WORKERS = "must be a whole number from 1 to 100,000, or two of them: [min, max]
 
 @dataclass(frozen=True)
 class Flag:
-    """A word of the command line that stands for an override."""
+    """A flag of the command line that stands for an override."""
 
     name: str
     override: str
     choice: str | None = None
-    """What must follow the name, if anything."""
+    """The required argument of the flag, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,32 +41,38 @@ class JobConfig(Section):
     """The config of a job."""
 
     flags: ClassVar[tuple[Flag, ...]] = ()
-    """What its command line takes beside overrides."""
+    """Flags of its command line, besides overrides."""
     not_identity: ClassVar[frozenset[str]] = frozenset({"storage", "tracking"})
-    """Fields that say where and on what it runs, not what it is."""
+    """Fields that say where and on what it runs; they do not identify the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Section):
-    """What Ray is asked for."""
+    """Workers and their resources."""
 
     num_workers: StrictInt | tuple[StrictInt, StrictInt] = setting(
         1,
         allowed=_WORKERS,
-        description="training processes; [min, max]: as many as there is room for, at any time",
+        description="number of training processes; [min, max]: elastic, as many as fit at any time",
     )
     use_gpu: bool = setting(False, description="one GPU per worker (nccl); otherwise CPU (gloo)")
     cpus_per_worker: float | None = setting(
-        None, gt=0, description="CPUs per worker; null: a share of this machine, on a cluster 1"
+        None,
+        gt=0,
+        description="CPUs per worker; null: an equal share of this machine, or 1 on a cluster",
     )
     max_failures: int = setting(
-        2, ge=0, description="how often lost workers are replaced, from the last checkpoint"
+        2,
+        ge=0,
+        description="how often lost workers are replaced, resuming from the last checkpoint",
     )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = setting(
-        "PACK", description="workers on few nodes, or on many; STRICT_: on one, or one on each"
+        "PACK",
+        description="Ray's placement strategy: workers on few nodes (PACK) or many (SPREAD); "
+        "STRICT_: on one, or one on each",
     )
     accelerator_type: str | None = setting(
-        None, min_length=1, description="kind of GPU by Ray's name, such as H100; null: any"
+        None, min_length=1, description="Ray's name of the GPU type, such as H100; null: any"
     )
     labels: dict[str, str] = setting(
         factory=dict, description="labels of the nodes that workers run on (Ray's label selector)"
@@ -87,25 +93,22 @@ class Scaling(Section):
             if not re.fullmatch(_LABEL_SELECTOR, selector):
                 allowed = "must be a label's value, !VALUE, in(VALUE, VALUE) or !in(VALUE, VALUE)"
                 raise SettingError(f"labels.{name}", selector, allowed)
-        # Ray 2.60 counts room for an elastic group by resources alone.
+        # Ray 2.60 sizes an elastic group by resources alone.
         if self.is_elastic and (self.labels or self.placement.startswith("STRICT_")):
             path = "labels" if self.labels else "placement"
-            allowed = "must be left out where num_workers is [min, max]: Ray resizes without it"
+            allowed = (
+                "must be left out where num_workers is [min, max]: Ray ignores it when it resizes"
+            )
             raise SettingError(path, getattr(self, path), allowed)
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number of workers follows the room that there is."""
+        """Whether the number of workers follows the available resources."""
         return isinstance(self.num_workers, tuple)
 
     @property
-    def min_workers(self) -> int:
-        """Workers without which nothing begins."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-
-    @property
     def max_workers(self) -> int:
-        """The most workers that there may be."""
+        """Maximum number of workers."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
@@ -133,29 +136,32 @@ class Server(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Server):
-    """The MLflow server, and what a job does there."""
+    """The MLflow server, and what a job logs there."""
 
-    experiment: str = setting("precalib_ray", min_length=1, description="experiment's name")
+    experiment: str = setting("precalib_ray", min_length=1, description="name of the experiment")
     offline: bool = setting(
-        False, description="do without MLflow: nothing is tracked or registered"
+        False, description="run without MLflow: nothing is tracked or registered"
     )
     register_as: str | None = setting(
-        None, pattern=NAME, description="registered model; null: MODEL-kK-precalibrated"
+        None, pattern=NAME, description="name of the registered model; null: MODEL-kK-precalibrated"
     )
     tags: dict[str, str] = setting(
-        factory=dict, description="more tags of the run and of what it registers"
+        factory=dict, description="additional tags of the run and of the version it registers"
     )
     max_wait: float = setting(
-        60.0, ge=0, le=86_400, description="seconds that the end of a job waits for a server"
+        60.0,
+        ge=0,
+        le=86_400,
+        description="maximum seconds to wait for a server at the end of a job",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion(Section):
-    """What the gate lets through, measured on the job's own probes."""
+    """The gate's condition, measured on the job's own probes."""
 
     tolerance: float = setting(
-        TOLERANCE, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+        TOLERANCE, ge=0, lt=1, description="maximum deviation of a champion, on its worst probe"
     )
 
 
@@ -165,7 +171,7 @@ class Stored(JobConfig):
 
     name: str = setting(pattern=NAME, description="the run's name, a folder under storage")
     storage: str = setting(
-        "runs", min_length=1, description="where checkpoints go; all nodes share it"
+        "runs", min_length=1, description="directory or URI of run folders, shared by all nodes"
     )
 
     def __post_init__(self) -> None:
@@ -175,9 +181,11 @@ class Stored(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Named(Stored):
-    """A run that is tracked, and can be submitted again."""
+    """A run that is tracked, and can be resubmitted."""
 
-    tracking: Tracking = setting(Tracking(), description="where MLflow is")
+    tracking: Tracking = setting(
+        Tracking(), description="MLflow server, and what the job logs there"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +194,10 @@ class Distributed(Named):
 
     not_identity: ClassVar[frozenset[str]] = Named.not_identity | {"scaling", "on_save_error"}
 
-    scaling: Scaling = setting(Scaling(), description="what Ray is asked for")
+    scaling: Scaling = setting(Scaling(), description="workers and their resources")
     on_save_error: Literal["stop", "continue"] = setting(
-        "stop", description="where a checkpoint on the way cannot be written: end, or train on"
+        "stop",
+        description="if an intermediate checkpoint cannot be written: stop, or continue training",
     )
 
 

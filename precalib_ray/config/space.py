@@ -23,11 +23,11 @@ KINDS = ("choice", "uniform", "loguniform", "randint", "quniform")
 
 Point = dict[str, Any]
 Choose = Callable[[str, str, list[Any]], Any]
-"""Gives the value of the domain with this path, kind and arguments; of a choice, its name."""
+"""Returns the value of the domain with this path, kind and arguments; of a choice, its name."""
 
 
 def resolve(space: Any, choose: Choose, path: str = "") -> Any:
-    """Plain data: the space with every domain replaced by what is chosen."""
+    """Plain data: the space with every domain replaced by the chosen value."""
     if is_domain(space):
         ((kind, arguments),) = space.items()
         if kind != "choice":
@@ -46,7 +46,7 @@ def resolve(space: Any, choose: Choose, path: str = "") -> Any:
 
 
 def at(space: Any, point: Mapping[str, Any]) -> Any:
-    """Plain data at a point; raises KeyError if the point is of another space."""
+    """Plain data at a point; raises KeyError if the point belongs to another space."""
     return resolve(space, lambda path, kind, arguments: point[path])
 
 
@@ -56,7 +56,7 @@ def is_domain(value: Any) -> bool:
 
 
 def option_names(options: Sequence[Any]) -> list[str]:
-    """Short, different names of a choice's values: their ``kind``, or the values themselves."""
+    """Short, unique names of a choice's values: their ``kind``, or the values themselves."""
     names: list[str] = []
     for option in options:
         name = str(option.get("kind", "option") if isinstance(option, Mapping) else option)
@@ -77,7 +77,9 @@ def check(space: Any, path: str = "") -> None:
                 check(option, f"{path}.{name}")
     elif isinstance(space, Mapping):
         if is_domain(space.get("kind")) and len(space) > 1:
-            allowed = "settings go with a kind: {choice: [{kind: a}, {kind: b, setting: ...}]}"
+            allowed = (
+                "settings belong inside each kind: {choice: [{kind: a}, {kind: b, setting: ...}]}"
+            )
             raise ConfigError([Problem(f"{path}.kind", space["kind"], allowed)])
         for key, value in space.items():
             check(value, f"{path}.{key}" if path else str(key))
@@ -148,12 +150,12 @@ def _enumerate(path: str, kind: str, arguments: list[Any]) -> list[Any]:
     if kind == "quniform":
         low, high, step = arguments
         return [low + step * index for index in range(int((high - low) / step + 1e-9) + 1)]
-    allowed = "cannot be enumerated; give choice, randint or quniform, or another algorithm"
+    allowed = "cannot be enumerated; use choice, randint or quniform, or another algorithm"
     raise ConfigError([Problem(f"recipe.{path}.{kind}", arguments, allowed)])
 
 
 def _wrong(kind: str, arguments: Any) -> str:
-    """What is wrong with the arguments of a domain, or nothing."""
+    """Why the arguments of a domain are refused; empty if they are not."""
     if not isinstance(arguments, list) or not arguments:
         return "must be a list of one value or more"
     if kind == "choice":

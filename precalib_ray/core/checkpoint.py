@@ -22,8 +22,7 @@ import torch
 from torch import nn
 
 from precalib_ray.core.models import Model
-from precalib_ray.core.models.base import refuse_reserved
-from precalib_ray.core.spec import from_plain, plain
+from precalib_ray.core.spec import from_plain, hints, plain
 from precalib_ray.errors import CheckpointError
 from precalib_ray.version import __version__
 
@@ -40,19 +39,19 @@ def save(
     normalization: Mapping[str, Any] | None = None,
     trainer_state: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint; what was at ``directory`` is replaced only by a complete one.
+    """Write a checkpoint; an earlier one is replaced once the new one is complete.
 
     Args:
-        directory: where; its parent is made if need be.
+        directory: path of the checkpoint; its parent is created.
         model: its weights are written without the wrapper of a distributed or compiled model.
-        settings: of the model.
+        settings: the model's.
         metrics: plain data.
         normalization: mean and std per channel that inputs in [0, 1] are standardized with; None
             for a model that has seen no data: standardize with those of your own.
         trainer_state: tensors and plain data, needed to resume training.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it.
+        OSError: it cannot be written; no partial checkpoint is left.
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +85,7 @@ def save(
         shutil.rmtree(written, ignore_errors=True)
         if isinstance(error, safetensors.SafetensorError):
             raise OSError(f"{directory}: {error}") from error
-        if isinstance(error.__context__, OSError):  # torch hides it behind one of its own
+        if isinstance(error.__context__, OSError):  # torch raises its own error instead
             raise error.__context__ from None
         raise
     return directory
@@ -94,7 +93,7 @@ def save(
 
 @dataclass(frozen=True)
 class Description:
-    """What ``model.json`` holds."""
+    """The content of ``model.json``."""
 
     model: Model
     normalization: Mapping[str, Any] | None
@@ -111,10 +110,16 @@ def read_description(directory: Path | str) -> Description:
         raise CheckpointError(f"{file}: not written by precalib_ray")
     if not isinstance(spec["kind"], str) or spec["kind"] not in Model.members:
         raise CheckpointError(f"{file}: unknown kind {spec['kind']!r}")
+    arguments = spec.get("args") or {}
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{file}: args: {arguments!r} is not a mapping")
+    known = hints(Model.members[spec["kind"]])  # fields of later versions are ignored
+    fields = {name: value for name, value in spec.items() if name in known}
+    if "args" in known:
+        fields["args"] = arguments
     try:
-        refuse_reserved(spec.get("args") or {})
-        model: Model = from_plain(Model, spec)  # type: ignore[type-abstract]
-    except (ValueError, TypeError) as error:
+        model: Model = from_plain(Model, fields)  # type: ignore[type-abstract]
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: cannot be built: {error}") from error
     return Description(model, content.get("normalization"), content.get("versions") or {})
 
@@ -169,9 +174,11 @@ def load_trainer_state(directory: Path | str) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: there is no such file") from None
-    except Exception as error:  # zip, pickle and torch errors alike: the file is not to be used
+    except Exception as error:  # zip, pickle or torch errors: all mean an unusable file
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file}: truncated, or not ours: {reason[:200]}") from error
+        raise CheckpointError(
+            f"{file}: truncated, or not written by precalib_ray: {reason[:200]}"
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: not written by precalib_ray")
     return state

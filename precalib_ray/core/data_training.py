@@ -25,24 +25,29 @@ class Augmentation(Section):
 class TrainData(Section):
     """A Parquet data set."""
 
-    path: str = setting(description="directory with train, val and perhaps test.parquet")
-    on_bad_row: Literal["error", "skip"] = setting(
-        "error", description="refuse the file, or skip bad rows, count and list them"
+    path: str = setting(
+        description="directory of train.parquet, val.parquet and, optionally, test.parquet"
     )
-    augmentation: Augmentation = setting(Augmentation(), description="of training images")
+    on_bad_row: Literal["error", "skip"] = setting(
+        "error", description="error: refuse the file; skip: leave bad rows out, and list them"
+    )
+    augmentation: Augmentation = setting(
+        Augmentation(), description="augmentation of training images"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataTrainingSettings(Optimization):
     """Data training of one network."""
 
-    data: TrainData = setting(description="what is learned")
+    data: TrainData = setting(description="data set to train on")
     epochs: int = setting(10, ge=1, le=100_000, description="passes over the training split")
     num_unknown: int = setting(
         512,
         ge=0,
         le=100_000,
-        description="patches of photographs used as unknown images; 0: none",
+        description="out-of-distribution images (patches of photographs) to measure AUROC against; "
+        "0: none",
     )
     save_every_epochs: int = setting(1, ge=1, description="epochs between checkpoints")
 

@@ -1,4 +1,4 @@
-"""What a data set is once it is read, and how one is cut."""
+"""In-memory data sets, and stratified splitting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What every split of a data set shares.
+    """Properties common to all splits of a data set.
 
     ``mean`` and ``std`` are per channel, of pixel values scaled to [0, 1], measured on train.
 
@@ -94,17 +94,17 @@ class Split:
     skipped: tuple[str, ...] = ()
 
 
-def stratified_cut(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the samples that stay and of those cut off, each ascending.
+def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Stratified splitting: indices of the samples kept and of those split off, each ascending.
 
-    Of every class the share ``fraction`` is cut, rounded to whole samples, drawn by ``seed``.
+    Of every class the share ``fraction`` is split off, rounded to whole samples, drawn by ``seed``.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
     generator = torch.Generator().manual_seed(seed)
-    cut = torch.zeros(len(labels), dtype=torch.bool)
+    split_off = torch.zeros(len(labels), dtype=torch.bool)
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
-        cut[shuffled[: round(fraction * len(members))]] = True
-    return (~cut).nonzero().flatten(), cut.nonzero().flatten()
+        split_off[shuffled[: round(fraction * len(members))]] = True
+    return (~split_off).nonzero().flatten(), split_off.nonzero().flatten()

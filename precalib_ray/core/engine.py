@@ -1,4 +1,4 @@
-"""How a training step is computed, in both phases."""
+"""The training step of both phases."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Compute(Section):
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", description="bf16 is autocast; CPUs that only emulate it are slower with it"
     )
-    channels_last: bool = setting(False, description="memory format of images and weights")
+    channels_last: bool = setting(False, description="use the channels_last memory format")
     compile: bool = setting(False, description="torch.compile")
-    clip_norm: float | None = setting(None, gt=0, description="largest norm of the gradient")
-    sync_batch_norm: bool = setting(False, description="BatchNorm over the batches of all workers")
+    clip_norm: float | None = setting(None, gt=0, description="gradient-norm clipping threshold")
+    sync_batch_norm: bool = setting(False, description="synchronize BatchNorm across workers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization(Section):
-    """What both phases of training have in common."""
+    """Settings common to both phases of training."""
 
     seed: int = setting(0, ge=0, lt=2**63, description="seed of everything random")
-    batch_size: int = setting(128, ge=1, description="samples of a step, of all workers together")
+    batch_size: int = setting(128, ge=1, description="samples per step, over all workers")
     compute: Compute = setting(Compute(), description="how a step is computed")
     trainable: Literal["all", "head"] | list[str] = setting(
-        "all", description="all, head, or patterns of parameter names"
+        "all", description="parameters to train: all, head, or patterns of their names"
     )
     optimizer: Optimizer = setting(Adam(), description="optimizer")
-    schedule: Schedule = setting(Schedule(), description="learning rate over the steps")
+    schedule: Schedule = setting(Schedule(), description="learning-rate schedule")
     loss: Loss = setting(CrossEntropy(), description="loss")
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ def world() -> tuple[int, int]:
 
 
 class Engine:
-    """A model, its optimizer and how a step is computed.
+    """A model, its optimizer and the computation of a step.
 
     With an initialized process group of several ranks the model is wrapped for distributed data
     parallel training; ``model`` stays the module itself.
@@ -98,7 +98,7 @@ class Engine:
         if compute.compile:
             self._forward = torch.compile(self._forward)
         self.work = Stopwatch(self.device)
-        """Time of the parts of steps that wait for no other rank: drawing a batch, and forward."""
+        """Time of the parts of a step that wait for no other rank: drawing a batch, and forward."""
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -111,7 +111,7 @@ class Engine:
             This rank's part of the batch's mean loss, (), on the device: the parts sum to the mean.
         """
         compute = self.settings.compute
-        # Dropout draws from the global generators; seeded by the step, they are no state to save.
+        # Dropout draws from the global generators; seeded by the step, they need not be saved.
         seed = mix(self.settings.seed, DROPOUT, step, self.rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -137,30 +137,30 @@ class Engine:
 
 
 class Stopwatch:
-    """Sums stretches of time on a device, without making the host wait for it."""
+    """Sums intervals of time on a device, without synchronizing the host with it."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._started: Any = None
-        self._stretches: list[tuple[Any, Any]] = []
+        self._intervals: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
-        """Begin a stretch."""
+        """Begin an interval."""
         self._started = self._now()
 
     def stop(self) -> None:
-        """End the stretch that was started, if there is one."""
+        """End the interval that was begun, if any."""
         if self._started is not None:
-            self._stretches.append((self._started, self._now()))
+            self._intervals.append((self._started, self._now()))
         self._started = None
 
     def take(self) -> float:
         """Seconds since the last call."""
-        stretches, self._stretches = self._stretches, []
-        if self._cuda and stretches:
-            stretches[-1][1].synchronize()
-            return float(sum(start.elapsed_time(stop) for start, stop in stretches)) / 1000
-        return float(sum(stop - start for start, stop in stretches))
+        intervals, self._intervals = self._intervals, []
+        if self._cuda and intervals:
+            intervals[-1][1].synchronize()
+            return float(sum(start.elapsed_time(stop) for start, stop in intervals)) / 1000
+        return float(sum(stop - start for start, stop in intervals))
 
     def _now(self) -> Any:
         if not self._cuda:

@@ -1,4 +1,4 @@
-"""What a run was computed on."""
+"""The hardware of a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run was computed on."""
+    """The hardware of a run."""
 
     device: str
     num_workers: int
     threads: int | None
-    """Of each worker's CPU."""
+    """CPU threads per worker."""
 
     @classmethod
     def of(cls, device: torch.device, *, num_workers: int) -> Self:
-        """The hardware of this process, which each of ``num_workers`` has."""
+        """The hardware of this process, the same for each of ``num_workers``."""
         if device.type == "cuda":
             return cls(torch.cuda.get_device_name(device), num_workers, None)
         return cls(_cpu(), num_workers, torch.get_num_threads())

@@ -53,6 +53,6 @@ def select_trainable(model: nn.Module, num_classes: int, which: str | Sequence[s
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = ", ".join(nearest(pattern, names)) or names[-1]
-            raise ValueError(f"{pattern!r} matches no parameter; there is for example {near}")
+            raise ValueError(f"{pattern!r} matches no parameter; there are for example {near}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 FUNCTION_NAME = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-"""What a config takes for the name of a function."""
+"""Pattern of a function's name, ``module:function``."""
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -23,6 +23,8 @@ class Labels(Family):
 
     soft: ClassVar[bool] = False
     """Whether targets are probabilities (B, K) float32 rather than class ids (B,) int64."""
+    smoothed: ClassVar[bool] = False
+    """Whether targets are smoothed already, so that the loss must not smooth them again."""
 
     kind: str
 
@@ -33,7 +35,7 @@ class Labels(Family):
         """Targets of one global batch, (B,) or (B, K)."""
 
     def source_step(self, step: int) -> int:
-        """The step whose noise and labels are drawn at a step."""
+        """The step whose batch is used at a step: fixed batches repeat."""
         return step
 
 
@@ -97,6 +99,7 @@ class Smoothed(Labels):
     """Uniform class ids with label smoothing."""
 
     soft: ClassVar[bool] = True
+    smoothed: ClassVar[bool] = True
     kind: Literal["smoothed"] = "smoothed"
     epsilon: float = setting(0.1, gt=0, lt=1, description="mass spread over all classes")
 

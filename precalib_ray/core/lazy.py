@@ -1,6 +1,6 @@
-"""PyTorch, imported when it is first used.
+"""PyTorch, imported lazily.
 
-Modules that declare settings are read by ``--help``, which must not wait for torch.
+``--help`` imports the modules that declare settings, and must not wait for torch.
 """
 
 from __future__ import annotations

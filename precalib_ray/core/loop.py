@@ -1,9 +1,9 @@
 """The loop around the training step, in both phases.
 
 Everything that decides what happens (batches, evaluations, checkpoints, stops) is a function of the
-step, so that an interrupted run that resumes from a checkpoint ends with the same bits. The only
-exceptions are a limit in seconds and control signals; when to look for them, rank 0 decides for
-all.
+step, so that an interrupted run that resumes from a checkpoint ends bit-identically. The only
+exceptions are a limit in seconds and control signals; rank 0 decides for all ranks when to check
+them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Signal = Literal["", "save", "stop"]
 
 
 class Phase(ABC, Generic[E]):
-    """What is trained: batches, evaluations, and when the run ends."""
+    """A phase of training: batches, evaluations and stopping rule."""
 
     engine: Engine
     progress: Progress[E]
     batch_size: int
-    """Samples of a global batch."""
+    """Samples of a global batch, over all ranks."""
     duration: Duration
     save_every: int | None
     """Steps between checkpoints."""
@@ -62,13 +62,13 @@ class Phase(ABC, Generic[E]):
 
 
 class Host(Generic[E]):
-    """What a run does for whoever runs it; a subclass overrides what it needs.
+    """Callbacks of the training loop: checkpoints, reports, control signals.
 
-    Without overrides a run saves, reports and obeys nothing.
+    The defaults do nothing.
     """
 
     compares_ranks = False
-    """Whether ``on_work`` is called, for which every step is timed; the same on every rank."""
+    """Whether ``on_work`` is called, which requires timing every step; the same on every rank."""
 
     def save(self, progress: Progress[E]) -> str:
         """Write a checkpoint, on every rank; returns its name for messages."""
@@ -96,7 +96,7 @@ def run(phase: Phase[E], host: Host[E] | None = None) -> Progress[E]:
     """Train until a limit is reached; returns ``phase.progress``, with the reason for stopping.
 
     Raises:
-        DivergedError: a loss is not finite, or weights that are to be kept are not. Every rank
+        DivergedError: a loss is not finite, or weights to be saved are not. Every rank
             raises it at the same step, and no checkpoint is written after that step.
         InterruptedRunError: the control signal was ``stop``, and a checkpoint is written.
     """
@@ -198,7 +198,7 @@ class _Window:
         self._work = [sum(seconds) for seconds in zip(self._work, work, strict=True)]
 
     def shift(self, seconds: float) -> None:
-        """Leave out time in which there were no steps."""
+        """Exclude time without steps."""
         self._start += seconds
 
     def age(self) -> float:
@@ -231,7 +231,7 @@ def _evaluate(phase: Phase[E], progress: Progress[E]) -> None:
     progress.evaluation_forwards += evaluation.num_forwards
     if phase.duration.until_deviation is not None:
         reached = float(evaluation.deviation <= phase.duration.until_deviation)
-        if phase.engine.world_size > 1:  # rank 0 decides: other devices may round otherwise
+        if phase.engine.world_size > 1:  # rank 0 decides: other devices may round differently
             decision = torch.tensor(reached, device=phase.engine.device)
             dist.broadcast(decision, src=0)
             reached = float(decision)

@@ -46,7 +46,7 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class KLDivergence(Loss):
-    """Divergence of the prediction from soft targets."""
+    """Kullback-Leibler divergence of the prediction from soft targets."""
 
     takes_ids: ClassVar[bool] = False
     takes_soft: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class Focal(Loss):
     takes_soft: ClassVar[bool] = False
     kind: Literal["focal"] = "focal"
     gamma: float = setting(
-        2.0, ge=0, le=100, description="exponent of 1 - p, which weights down easy samples"
+        2.0, ge=0, le=100, description="exponent of 1 - p, which down-weights easy samples"
     )
 
     def sum(self, logits: Tensor, targets: Tensor) -> Tensor:

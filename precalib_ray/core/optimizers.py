@@ -1,4 +1,4 @@
-"""Optimizers, and the learning rate over the steps. To add an optimizer, write a class."""
+"""Optimizers, and the learning-rate schedule. To add an optimizer, write a class."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Adam(Optimizer):
     """Adam."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[float, float] = setting((0.9, 0.999), description="decay of the moments")
+    betas: tuple[float, float] = setting(
+        (0.9, 0.999), description="exponential decay rates (beta1, beta2)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +83,7 @@ class AdamW(Adam):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Section):
-    """The learning rate over the steps."""
+    """The learning-rate schedule."""
 
     kind: Literal["constant", "linear", "cosine"] = setting(
         "constant", description="constant, or decay to 0 at the last step"

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence is from chance, over a panel of inputs without labels.
+"""Deviation of a classifier's confidence from chance, over a panel of inputs without labels.
 
 Confidence is c(x) = max_k p_k(x). The initial-confidence deviation on a probe P is
 d(P) = mean over P of c(x) - 1/K, in [0, 1 - 1/K]; the headline is the largest over the panel and
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CHUNK = 64
-"""Samples that go through the model at once; with batch statistics, the batch they are of."""
+"""Samples per forward pass; with batch statistics, the batch that they are computed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,22 @@ class DataProbe(Section):
     """Real images of a Parquet data set."""
 
     path: str = setting(description="directory of the data set")
-    split: Literal["train", "val", "test"] = setting("test", description="split the images are of")
+    split: Literal["train", "val", "test"] = setting(
+        "test", description="split that the images are taken from"
+    )
     held_out: bool = setting(True, description="measure, but hide from the stopping rule")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanelSettings(Section):
-    """What confidence is measured on."""
+    """The probes that confidence is measured on."""
 
     noise: dict[str, Noise] = setting(
         factory=lambda: {"gaussian": Gaussian(), "pink": Pink(), "patches": Patches()},
         description="probes of noise, by name (as noise)",
     )
     data: dict[str, DataProbe] = setting(factory=dict, description="probes of real images, by name")
-    size: int = setting(128, ge=2, le=100_000, description="inputs of a probe")
+    size: int = setting(128, ge=2, le=100_000, description="inputs per probe")
     seed: int = setting(0x9E37, ge=0, description="seed of the probes")
 
     def __post_init__(self) -> None:
@@ -77,9 +79,9 @@ class PanelSettings(Section):
         """The panel for inputs of a shape.
 
         Args:
-            shape: of one input.
+            shape: the shape of one input.
             images: model inputs (N, *shape) of each data probe, by its name.
-            statistics: what ``matched`` noise needs, by data set.
+            statistics: those that ``matched`` noise needs, by data set.
         """
         noise = [
             noise_probe(
@@ -96,14 +98,16 @@ class PanelSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(PanelSettings):
-    """The panel that confidence is measured on, and when."""
+    """The probes that confidence is measured on, and when."""
 
-    stop_size: int = setting(
-        64, ge=2, description="inputs of a probe that the stopping rule looks at"
-    )
+    stop_size: int = setting(64, ge=2, description="inputs per probe that the stopping rule sees")
     every: int = setting(10, ge=1, description="steps between probings")
     max_share: float = setting(
-        0.05, gt=0, le=10, description="most forward passes for probing, by those of training"
+        0.05,
+        gt=0,
+        le=10,
+        description="maximum cost of probing as a fraction of the cost of training, both in "
+        "forward passes",
     )
 
     def __post_init__(self) -> None:
@@ -117,7 +121,7 @@ class ProbeSettings(PanelSettings):
         return [*self.noise, *(name for name, probe in self.data.items() if not probe.held_out)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """Inputs (N, *input_shape), float32; a held-out probe is hidden from the stopping rule."""
 
@@ -135,11 +139,11 @@ class Measurement:
     deviation: float
     class_bias: float
     classes: list[float]
-    """How often each class is the answer, (K,), summing to 1."""
+    """How often each class is predicted, (K,), summing to 1."""
 
     @property
     def key(self) -> str:
-        """Probe and mode, as metrics are named."""
+        """Probe and mode, as in the names of metrics."""
         return f"{self.probe}/{self.mode}"
 
 
@@ -149,7 +153,7 @@ class PanelResult:
 
     measurements: list[Measurement]
     num_forwards: int = field(default=0, compare=False)
-    """Samples pushed through the model: what measuring cost."""
+    """Samples in forward passes: the cost of measuring."""
 
     @property
     def worst(self) -> Measurement:
@@ -186,7 +190,7 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def class_bias(probabilities: Tensor) -> float:
-    """How uneven the mean prediction is: 1 - H(mean p) / log K, in [0, 1], of p (N, K)."""
+    """Unevenness of the mean prediction: 1 - H(mean p) / log K, in [0, 1], of p (N, K)."""
     mean = probabilities.double().mean(0)
     entropy = -torch.special.xlogy(mean, mean).sum()
     bias = 1 - entropy / torch.log(torch.tensor(float(mean.numel()), dtype=torch.float64))
@@ -201,13 +205,12 @@ def noise_probe(
     input_shape: Sequence[int],
     seed: int,
     statistics: Mapping[str, Statistics] | None = None,
-    held_out: bool = False,
 ) -> Probe:
     """A seeded probe of noise, drawn on the CPU and so the same on every machine."""
     generator = torch.Generator().manual_seed(mix(seed, zlib.crc32(name.encode())))
     shape = (size, *input_shape)
     inputs = draw(noise, shape, generator=generator, statistics=statistics)
-    return Probe(name, inputs, held_out)
+    return Probe(name, inputs)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -265,7 +268,7 @@ class Panel:
         ]
 
     def num_forwards(self, model: nn.Module, *, limit: int | None = None) -> int:
-        """Samples that ``measure`` pushes through the model."""
+        """Samples in the forward passes of ``measure``."""
         return len(_modes(model)) * sum(len(inputs) for _, inputs in self.visible(limit))
 
     def measure(self, model: nn.Module, *, limit: int | None = None) -> PanelResult:

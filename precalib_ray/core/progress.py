@@ -1,4 +1,4 @@
-"""The position of a run, and what was measured on the way."""
+"""The progress of a run, and its evaluations."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from precalib_ray.core.spec import from_plain
 
 
 class Evaluation(Protocol):
-    """What an evaluation measured; a dataclass."""
+    """The result of an evaluation; a dataclass."""
 
     @property
     def step(self) -> int:
-        """The step after which it was measured."""
+        """Steps taken before the evaluation."""
 
     @property
     def samples(self) -> int:
-        """The samples trained on until then."""
+        """Samples trained on before the evaluation."""
 
     @property
     def deviation(self) -> float:
-        """What ``until_deviation`` compares with; NaN where there is none."""
+        """The deviation that ``until_deviation`` is compared with; NaN where there is none."""
 
     @property
     def num_forwards(self) -> int:
-        """Samples pushed through the model."""
+        """Samples in forward passes."""
 
 
 E = TypeVar("E", bound=Evaluation)
@@ -34,22 +34,22 @@ E = TypeVar("E", bound=Evaluation)
 
 @dataclass
 class Progress(Generic[E]):
-    """The position of a run: all that must be saved besides weights and optimizer."""
+    """The progress of a run: all that must be saved besides weights and optimizer."""
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
-    """Spent in training steps."""
+    """Seconds spent in training steps."""
     evaluation_seconds: float = 0.0
     evaluation_forwards: int = 0
-    """Samples pushed through the model by evaluations: for a cost, three are one trained on."""
+    """Samples in forward passes of evaluations."""
     loss_sum: float = 0.0
     loss_steps: int = 0
     """Sum and number of the losses since the last evaluation."""
     hits: int = 0
-    """Evaluations in a row at or below the deviation to reach."""
+    """Consecutive evaluations at or below the target deviation."""
     last_good: str = ""
-    """The checkpoint written last."""
+    """Name of the newest checkpoint."""
     stop_reason: str = ""
     history: list[E] = field(default_factory=list)
 
@@ -60,14 +60,14 @@ class Progress(Generic[E]):
 
     @classmethod
     def restore(cls, content: Mapping[str, Any], evaluation: type[E]) -> Self:
-        """Inverse of ``spec.plain``; raises TypeError if it is of something else."""
+        """Inverse of ``spec.plain``; raises TypeError for other content."""
         history = [from_plain(evaluation, record) for record in content["history"]]
         return cls(**{**content, "history": history})
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of the steps since the last report."""
+    """Averages over the steps since the last report."""
 
     loss: float
     learning_rate: float

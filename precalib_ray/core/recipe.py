@@ -15,17 +15,17 @@ from precalib_ray.core.stopping import Duration
 from precalib_ray.errors import SettingError
 
 FORWARDS_PER_SAMPLE = 3
-"""A sample trained on costs about as much as three pushed through: backward is twice forward."""
+"""One training sample costs about three forward passes: backward is twice forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints(Section):
-    """When a run is saved, and how much of it is kept."""
+    """When checkpoints are written, and how many are kept."""
 
     every_steps: int | None = setting(
-        None, ge=1, description="steps between checkpoints; null: at the end"
+        None, ge=1, description="steps between checkpoints; null: only at the end"
     )
-    keep: int = setting(2, ge=1, description="newest checkpoints kept on storage")
+    keep: int = setting(2, ge=1, description="number of checkpoints kept, the newest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Recipe(Optimization):
     """Noise pretraining of one network."""
 
     model: Model = setting(description="the network")
-    noise: Noise = setting(description="distribution of the inputs")
-    labels: Labels = setting(Hard(), description="scheme of the targets")
+    noise: Noise = setting(description="noise distribution")
+    labels: Labels = setting(Hard(), description="label scheme")
     head_scale: float = setting(
         1.0, ge=0, le=1000, description="factor on the last layer's weights before the first step"
     )
     duration: Duration = setting(description="when to stop")
-    probes: ProbeSettings = setting(ProbeSettings(), description="where confidence is measured")
-    checkpoints: Checkpoints = setting(Checkpoints(), description="when the run is saved")
+    probes: ProbeSettings = setting(ProbeSettings(), description="probe settings")
+    checkpoints: Checkpoints = setting(Checkpoints(), description="when checkpoints are written")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,12 +58,12 @@ class Recipe(Optimization):
 
     @property
     def max_samples(self) -> int | None:
-        """The most samples that the duration allows; None if only time ends it."""
+        """The maximum number of samples; None if only time ends it."""
         return None if self.num_steps is None else self.num_steps * self.batch_size
 
     @property
     def noises(self) -> dict[str, Noise]:
-        """Every noise of the recipe by its path: what is trained on, and the probes."""
+        """Every noise of the recipe by its path: the training noise, and the probes."""
         probes = {f"probes.noise.{name}": noise for name, noise in self.probes.noise.items()}
         return {"noise": self.noise, **probes}
 
@@ -83,21 +83,21 @@ class Recipe(Optimization):
                 f"use {' or '.join(fitting)}",
             )
         smoothing = getattr(self.loss, "label_smoothing", 0.0)
-        if self.labels.kind == "smoothed" and smoothing > 0:
-            allowed = "labels.kind=smoothed smooths already"
+        if self.labels.smoothed and smoothing > 0:
+            allowed = f"labels.kind={self.labels.kind} smooths already"
             raise SettingError("loss.label_smoothing", smoothing, allowed)
 
     def _check_target(self, target: float) -> None:
         path, largest = "duration.until_deviation", 1 - 1 / self.model.num_classes
         if target >= largest:
-            allowed = f"must be < 1 - 1/K = {largest:.3g}: every model shows it"
+            allowed = f"must be < 1 - 1/K = {largest:.3g}: every model reaches that"
             raise SettingError(path, target, allowed)
         probes = self.probes
         if not probes.stopping:
-            raise SettingError(path, target, "no probe can show it: all are held out")
+            raise SettingError(path, target, "is never measured: all probes are held out")
         if self.num_steps is None:
             return
-        # One BatchNorm mode at least: the cheapest that a probing can be.
+        # With one BatchNorm mode: the minimum cost of a probing.
         forwards = len(probes.stopping) * probes.stop_size
         affordable = forwards / (FORWARDS_PER_SAMPLE * self.batch_size * probes.max_share)
         if probes.every > self.num_steps or affordable > self.num_steps:
@@ -105,7 +105,7 @@ class Recipe(Optimization):
             raise SettingError(
                 path,
                 target,
-                f"no probe can show it: the first would be at step {first} or later, and the run "
-                f"ends at {self.num_steps}; raise probes.max_share, or lower probes.every or "
+                f"is never measured: the first probing would be at step {first} or later, and the "
+                f"run ends at {self.num_steps}; raise probes.max_share, or lower probes.every or "
                 "probes.stop_size",
             )

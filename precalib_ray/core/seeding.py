@@ -1,9 +1,9 @@
-"""Seeds as pure functions of what they are for, so that no generator state is ever saved."""
+"""Seeds as pure functions of their purpose, so that no generator state is ever saved."""
 
 from __future__ import annotations
 
 NOISE, LABELS, DROPOUT, INITIALIZATION, ORDER, AUGMENTATION = range(6)
-"""What a seed is for: the word after the run's own seed."""
+"""Purpose tags, hashed after the run's seed."""
 
 _MASK = (1 << 64) - 1
 

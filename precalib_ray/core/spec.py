@@ -1,9 +1,9 @@
-"""Settings: what a config may say, declared beside the code that it sets.
+"""Settings: the fields of configs, declared beside the code that uses them.
 
 A settings class is a frozen dataclass that inherits :class:`Section`. Its fields carry their bounds
-and help as metadata, in the words of pydantic's ``Field``; ``config.load`` validates with them, and
+and help as metadata, named as in pydantic's ``Field``; ``config.load`` validates with them, and
 nothing in ``core`` imports pydantic. What a config chooses by ``kind`` inherits :class:`Family`: a
-member is registered by being written.
+subclass registers itself when it is defined.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def setting(
     """A field of a settings class; required without ``default`` and ``factory``.
 
     Args:
-        default: of the field.
-        factory: of the default.
+        default: the default of the field.
+        factory: returns the default.
         description: its meaning, for ``--help``.
-        allowed: what it may be, where its type says less; for error messages.
+        allowed: the permitted values in words, for error messages.
         bounds: those of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``pattern``, ...
     """
     metadata = {"description": description, **bounds}
@@ -45,7 +45,7 @@ def setting(
 
 
 class Section:
-    """A part of a config: unknown fields are refused, and nothing changes once it is read."""
+    """A part of a config: unknown fields are refused, and instances are immutable."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {
         "extra": "forbid",
@@ -68,7 +68,10 @@ class Family(Section, ABC):
         if Family in cls.__bases__:
             cls.members = {}
         elif "kind" in vars(cls):
-            cls.members[vars(cls)["kind"]] = cls
+            kind = vars(cls)["kind"]
+            if kind in cls.members:
+                raise TypeError(f"{cls.__name__}: {cls.members[kind].__name__} is {kind!r} already")
+            cls.members[kind] = cls
 
 
 def import_members(package: str, path: Iterable[str]) -> None:
@@ -78,7 +81,7 @@ def import_members(package: str, path: Iterable[str]) -> None:
 
 
 def is_family(annotation: Any) -> bool:
-    """Whether this is a family, rather than a member of one."""
+    """Whether this is a family, not a member of one."""
     return isinstance(annotation, type) and Family in annotation.__bases__
 
 
@@ -86,7 +89,7 @@ def plain(value: Any, *, sparse: bool = False) -> Any:
     """JSON-ready data of settings and results: mappings, lists and scalars.
 
     Args:
-        value: a dataclass, or what its fields hold.
+        value: a dataclass, or a value of its fields.
         sparse: leave out fields that have their defaults.
     """
     if hasattr(value, "to_json") and not isinstance(value, type):
@@ -117,12 +120,12 @@ def required(cls: Any) -> list[str]:
 
 
 def from_plain(annotation: type[T], value: Any) -> T:
-    """Inverse of :func:`plain`, which trusts the values: bounds are those of ``config.load``.
+    """Inverse of :func:`plain`; bounds are not checked, unlike in ``config.load``.
 
     Raises:
         KeyError: a family has no such kind.
         TypeError: a field is missing or unknown.
-        ValueError: as ``__post_init__`` raises it.
+        ValueError: raised by ``__post_init__``.
     """
     return typing.cast(T, _from_plain(annotation, value))
 

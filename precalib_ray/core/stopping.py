@@ -1,4 +1,4 @@
-"""The stopping rule: what ends a run, whichever comes first."""
+"""The stopping rule: limits of a run, and a target deviation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from precalib_ray.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class Duration(Section):
-    """What ends noise pretraining, whichever comes first."""
+    """Limits of noise pretraining, and a target deviation; the first one reached ends it."""
 
-    steps: int | None = setting(None, ge=0, description="most steps; 0 measures and trains nothing")
-    samples: int | None = setting(None, ge=1, description="most samples, of all workers together")
-    seconds: float | None = setting(None, gt=0, description="most seconds of training steps")
-    until_deviation: float | None = setting(
-        None, gt=1e-6, description="deviation on the noise probes that is enough"
+    steps: int | None = setting(
+        None, ge=0, description="maximum number of steps; 0 only measures, without training"
     )
-    patience: int = setting(1, ge=1, description="probings in a row that must reach it")
+    samples: int | None = setting(
+        None, ge=1, description="maximum number of samples, over all workers"
+    )
+    seconds: float | None = setting(
+        None, gt=0, description="maximum number of seconds, spent in training steps"
+    )
+    until_deviation: float | None = setting(
+        None,
+        gt=1e-6,
+        description="target: stop once the worst deviation on the probes that are not held out is "
+        "at most this",
+    )
+    patience: int = setting(1, ge=1, description="consecutive probe evaluations that must reach it")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +47,7 @@ class Duration(Section):
         Args:
             step: steps taken.
             batch_size: samples of a step.
-            hits: evaluations in a row with a deviation of at most ``until_deviation``.
+            hits: consecutive evaluations with a deviation of at most ``until_deviation``.
             out_of_time: whether ``seconds`` have passed.
         """
         if self.until_deviation is not None and hits >= self.patience:

@@ -1,10 +1,10 @@
 """The endless, stateless sequence of noise batches.
 
 Sample i of step s is a pure function of (seed, s, i): not of world size, rank, batch size,
-restarts or what was drawn before. Samples are drawn in blocks of fixed size, each from a generator
+restarts or earlier draws. Samples are drawn in blocks of fixed size, each from a generator
 seeded with (seed, s, block); a rank whose shard begins or ends inside a block draws that block
-whole and keeps its part. Blocks make seeding cheap next to drawing, and let distributions that work
-on a batch (Fourier transforms, mixtures) give the same bits whatever the shard.
+whole and keeps its part. Blocks make seeding cheap next to drawing, and make distributions that
+work on a batch (Fourier transforms, mixtures) bit-identical for every sharding.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from precalib_ray.core.noise import Noise, Statistics
 from precalib_ray.core.seeding import LABELS, NOISE, mix
 
 BLOCK_ELEMENTS = {"cpu": 2**15, "cuda": 2**22}
-"""About how many numbers a block holds, by device: enough to make seeding it cheap, few enough
+"""Approximate number of values in a block, by device: enough to make seeding it cheap, few enough
 that a block drawn for a part of it costs little. Part of the definition of the stream."""
 
 MAX_BLOCK = 32
-"""The most samples in a block."""
+"""Maximum number of samples in a block."""
 
 
 def shard(batch_size: int, rank: int, world_size: int) -> slice:

@@ -1,4 +1,4 @@
-"""From stored pixels to what a model takes, a batch at a time, on the device of the images."""
+"""Preprocessing of uint8 images to model inputs, and augmentation."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def to_input(
 
     Args:
         images: (N, C, H, W) uint8.
-        shape: of one input: (C', H', W') with C' = C or C = 1, or (C · H · W,) for flat inputs.
-        mean: per channel of the images, of values in [0, 1].
-        std: likewise.
-        dtype: of the result; the arithmetic is float32.
+        shape: shape of one input: (C', H', W') with C' = C or C = 1, or (C · H · W,) if flat.
+        mean: mean per channel of the images, of values in [0, 1].
+        std: standard deviation, likewise.
+        dtype: dtype of the result; the arithmetic is float32.
 
     Returns:
         (N, *shape)
 
     Raises:
-        ValueError: the images cannot be brought to ``shape``.
+        ValueError: the images cannot be converted to ``shape``.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(
@@ -50,7 +50,7 @@ def to_input(
     if is_flat and math.prod(given) != wanted[0]:
         raise ValueError(f"images of shape {given} cannot be flattened to input shape {wanted}")
     if not is_flat and (len(wanted) != 3 or given[0] not in (1, wanted[0])):
-        raise ValueError(f"images of shape {given} cannot be brought to input shape {wanted}")
+        raise ValueError(f"images of shape {given} cannot be converted to input shape {wanted}")
 
     def per_channel(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)

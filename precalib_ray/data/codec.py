@@ -38,8 +38,8 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def load(path: Path, *, shape: tuple[int, int, int]) -> Pixels:
-    """An image file of any format Pillow knows, made gray or RGB and resized to ``shape``
-    (C, H, W) with antialiasing, whatever its proportions; alpha is dropped.
+    """An image file of any format of Pillow, converted to gray or RGB and resized to ``shape``
+    (C, H, W) with antialiasing, without preserving the aspect ratio; alpha is dropped.
 
     Raises:
         ValueError: the file is damaged, no image, or not 8 bits a channel.
@@ -72,5 +72,5 @@ def _opened(file: BinaryIO, *, formats: tuple[str, ...] | None = None) -> Iterat
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"not a {' or '.join(formats or ('known image',))} file") from error
-    except Exception as error:  # on damaged bytes Pillow's parsers raise whatever they stumble over
+    except Exception as error:  # Pillow's parsers raise arbitrary exceptions on damaged bytes
         raise ValueError(str(error)) from error

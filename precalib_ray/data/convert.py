@@ -2,9 +2,8 @@
 
 Each converter reads its whole source before it touches ``directory``, then replaces the data set
 there, and returns how many images each split got. ``val_fraction`` of every train class becomes
-the val split, drawn by ``seed``; 0 leaves it out. ``on_progress(done, total)`` counts images, those
-that must be decoded first twice: once read, once written. A source that cannot be used is a
-:class:`DataError`.
+the val split, drawn by ``seed``; 0 leaves it out. ``on_progress(done, total)`` counts images, twice
+if they must be decoded: when read and when written. An unusable source raises :class:`DataError`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from precalib_ray.core.dataset import DatasetInfo, Split, stratified_cut
+from precalib_ray.core.dataset import DatasetInfo, Split, stratified_split
 from precalib_ray.data.codec import Pixels, load, pixels
 from precalib_ray.data.embedded import digits
 from precalib_ray.data.parquet import SPLITS, split_path, write_split
@@ -69,9 +68,9 @@ def convert_torchvision(
     """Write one of :data:`TORCHVISION_DATASETS`.
 
     Args:
-        directory: of the data set to write.
-        name: of the class in torchvision.datasets.
-        root: where torchvision keeps the source's files.
+        directory: directory of the data set to write.
+        name: name of the class in torchvision.datasets.
+        root: directory of the source's files, as torchvision expects it.
         download: let torchvision fetch files that are not under ``root``.
         val_fraction: see the module.
         seed: see the module.
@@ -91,18 +90,18 @@ def convert_torchvision(
             build(root, download=download, **TORCHVISION_DATASETS[name][split])
             for split in ("train", "test")
         )
-    except Exception as error:  # each class notices missing and damaged files in its own way
+    except Exception as error:  # each class raises its own errors for missing or damaged files
         advice = (
             "the download failed"
             if download
-            else "convert with download=true where the network allows it, or put good files there"
+            else "convert with download=true if the network allows it, or put intact files there"
         )
         raise DataError(f"{name} under {root}: {error}; {advice}") from error
     progress = _Progress(on_progress, total=2 * (len(train) + len(test)))
     train_items, test_items = (
         _read_items(items, pixels=pixels, progress=progress) for items in (train, test)
     )
-    return _cut_and_replace(
+    return _split_and_replace(
         directory,
         train_items,
         test_items,
@@ -126,7 +125,7 @@ def convert_idx(
     """Write a data set in the format of MNIST.
 
     Args:
-        directory: of the data set to write.
+        directory: directory of the data set to write.
         source: directory of ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their
             ``t10k-`` counterparts (the test split), each as it is or gzipped with ``.gz``.
         class_names: by default "0", "1", ... up to the largest label of train.
@@ -135,7 +134,7 @@ def convert_idx(
         on_progress: see the module.
     """
     train, test = (_read_idx_split(source, prefix) for prefix in ("train", "t10k"))
-    return _cut_and_replace(
+    return _split_and_replace(
         directory,
         train,
         test,
@@ -160,17 +159,17 @@ def convert_folder(
     """Write images that lie in one folder per class.
 
     Args:
-        directory: of the data set to write.
+        directory: directory of the data set to write.
         source: ``source/CLASS/**/*.png``, as torchvision's ImageFolder reads it.
-        shape: (C, H, W) that every image gets, C = 1 for gray or 3 for RGB; proportions are not
-            kept.
-        test_source: the same for the test split, with the same classes; none without it.
+        shape: (C, H, W) that every image gets, C = 1 for gray or 3 for RGB; the aspect ratio
+            is not preserved.
+        test_source: likewise, for the test split, with the same classes; by default there is none.
         val_fraction: see the module.
         seed: see the module.
         on_progress: see the module.
     """
     if shape[0] not in (1, 3):
-        raise ValueError(f"images have 1 or 3 channels, asked for shape {shape}")
+        raise ValueError(f"images have 1 or 3 channels, got shape {shape}")
     folders = [_image_folder(path) for path in (source, test_source) if path is not None]
     classes = folders[0].classes
     if folders[-1].classes != classes:
@@ -187,7 +186,7 @@ def convert_folder(
     train, *test = (
         _read_items(folder.samples, pixels=read, progress=progress) for folder in folders
     )
-    return _cut_and_replace(
+    return _split_and_replace(
         directory,
         train,
         test[0] if test else None,
@@ -224,7 +223,7 @@ def _read_items(items: Any, *, pixels: Callable[[Any], Pixels], progress: _Progr
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
-def _cut_and_replace(
+def _split_and_replace(
     directory: Path,
     train: _Items,
     test: _Items | None,
@@ -249,23 +248,23 @@ def _cut_and_replace(
     if test is not None and test[0].shape[1:] != images.shape[1:]:
         sizes = tuple(images.shape[1:]), tuple(test[0].shape[1:])
         raise DataError(f"{source}: train images have shape {sizes[0]}, test images {sizes[1]}")
-    kept, cut = stratified_cut(labels, fraction=val_fraction, seed=seed)
-    if val_fraction > 0 and len(cut) == 0:
+    kept, val = stratified_split(labels, fraction=val_fraction, seed=seed)
+    if val_fraction > 0 and len(val) == 0:
         raise DataError(
             f"{source}: no class is large enough to give {val_fraction:.0%} of its train images "
-            "to val; raise val_fraction, or set it to 0 to go without"
+            "to val; raise val_fraction, or set it to 0 for no val split"
         )
     info = DatasetInfo.measured(images[kept], class_names=names)
     splits = {"train": Split(images[kept], labels[kept], info)}
-    if len(cut):
-        splits["val"] = Split(images[cut], labels[cut], info)
+    if len(val):
+        splits["val"] = Split(images[val], labels[val], info)
     if test is not None:
         splits["test"] = Split(*test, info)
     return _replace(directory, splits, progress)
 
 
 def _replace(directory: Path, splits: Mapping[str, Split], progress: _Progress) -> dict[str, int]:
-    for name in SPLITS:  # first, so that a crash cannot leave splits of two data sets side by side
+    for name in SPLITS:  # first, so that a crash never leaves splits of two data sets
         split_path(directory, name).unlink(missing_ok=True)
     for name, split in splits.items():
         path = split_path(directory, name)
@@ -299,8 +298,8 @@ def _find_idx(source: Path, name: str) -> Path:
             return path
     there = sorted(path.name for path in source.glob("*ubyte*"))
     raise DataError(
-        f"{source}: neither {name} nor {name}.gz is there; "
-        f"of this kind it has {', '.join(there) or 'nothing'}"
+        f"{source}: neither {name} nor {name}.gz exists; "
+        f"idx files there: {', '.join(there) or 'none'}"
     )
 
 

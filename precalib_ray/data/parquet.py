@@ -3,7 +3,7 @@
 
 Each file has a column ``image`` (PNG or JPEG bytes as binary, or a fixed-shape tensor of uint8
 (C, H, W)), a column ``label`` (int64), and :class:`DatasetInfo` as JSON in its schema metadata.
-Whatever is wrong with a file is a :class:`DataError`; rows are counted from 0 within their row
+Any defect of a file raises :class:`DataError`; rows are counted from 0 within their row
 group.
 """
 
@@ -55,7 +55,7 @@ def write_split(
         labels: (N,) int64 in 0..K-1.
         info: goes into the schema metadata.
         encoding: PNG is smaller, tensors are read without decoding.
-        on_rows: called with the number of rows written since it was called last.
+        on_rows: called with the number of rows written since the last call.
 
     Raises:
         ValueError: images and labels do not fit ``info``.
@@ -102,11 +102,11 @@ def read_split(
 
     Args:
         path: the file of the split.
-        num_classes: K; must agree with the metadata where there is some.
+        num_classes: K; must agree with the metadata, if there is any.
         on_bad_row: ``skip`` leaves out rows that are null, mislabeled, undecodable or of another
             shape, and lists each in ``skipped``. A row group that cannot be read at all, or a file
             without a good row, is an error either way.
-        limit: read no further than this many good rows.
+        limit: maximum number of good rows to read.
     """
     with _opened(path) as file:
         info = _declared(file, path)
@@ -114,13 +114,11 @@ def read_split(
         if info is not None:
             class_names, shape = info.class_names, info.shape
             if num_classes not in (None, info.num_classes):
-                raise DataError(
-                    f"{path}: has {info.num_classes} classes, {num_classes} were asked for"
-                )
+                raise DataError(f"{path}: has {info.num_classes} classes, expected {num_classes}")
         elif num_classes is not None:
             class_names, shape = tuple(str(k) for k in range(num_classes)), None
         else:
-            raise DataError(f"{path}: no metadata of precalib_ray in it; give num_classes")
+            raise DataError(f"{path}: no metadata of precalib_ray in it; set num_classes")
         _check_columns(file.schema_arrow, path)
 
         images: list[Pixels] = []
@@ -161,7 +159,7 @@ def read_dataset(
 
 
 def read_info(path: Path) -> DatasetInfo:
-    """What the metadata of a split declares, without reading a row."""
+    """The metadata of a split, without reading a row."""
     with _opened(path) as file:
         info = _declared(file, path)
     if info is None:
@@ -277,7 +275,7 @@ def _checked(
     num_classes: int,
     shape: tuple[int, ...] | None,
 ) -> Pixels:
-    """Pixels of a good row; ValueError says what is wrong with a bad one."""
+    """Pixels of a good row; raises ValueError for a bad one."""
     if label is None:
         raise ValueError("label is null")
     if not 0 <= label < num_classes:

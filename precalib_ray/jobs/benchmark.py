@@ -30,13 +30,14 @@ _DRAWS = 30
 
 def benchmark(config: BenchmarkConfig) -> dict[str, float]:
     """Measure and print; returns the ratios by name."""
+    config = load.validate(BenchmarkConfig, config)
     return drawing(config) | ray_cost(config)
 
 
 def drawing(config: BenchmarkConfig) -> dict[str, float]:
-    """Time to draw a batch of each noise, by that of ``torch.randn`` of the same size.
+    """Time to draw a batch of each noise, relative to ``torch.randn`` of the same size.
 
-    Measured are the noises that need no setting.
+    Noises with required settings are left out.
     """
     noises = {kind: cls() for kind, cls in Noise.members.items() if not required(cls)}
     ratios: dict[str, float] = {}
@@ -53,7 +54,7 @@ def drawing(config: BenchmarkConfig) -> dict[str, float]:
             ratios[f"drawing/{kind}/{batch_size}x{'x'.join(map(str, shape))}"] = best / plain
             shown[kind].append(f"{best / plain:.2f}")
     table(
-        "Drawing a batch, by torch.randn of its size",
+        "Drawing a batch, relative to torch.randn of the same size",
         ("noise", *(f"{size} x {list(shape)}" for size, shape in _SHAPES)),
         [(kind, *row) for kind, row in shown.items()],
     )
@@ -61,7 +62,7 @@ def drawing(config: BenchmarkConfig) -> dict[str, float]:
 
 
 def ray_cost(config: BenchmarkConfig) -> dict[str, float]:
-    """Steps per second inside ``pretrain`` with one worker, by those of a plain process."""
+    """Steps per second inside ``pretrain`` with one worker, relative to a plain process."""
     overrides = [
         f"duration={{steps: {config.steps}}}",
         f"scaling.cpus_per_worker={config.cpus}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from precalib_ray.config import load
 from precalib_ray.config.jobs.convert import (
     ConvertConfig,
     FromDigits,
@@ -21,6 +22,7 @@ def convert(config: ConvertConfig) -> dict[str, int]:
     Raises:
         DataError: the source cannot be read.
     """
+    config = load.validate(ConvertConfig, config)
     source, output = config.source, Path(config.output)
     with Display("converting", None) as display:
 

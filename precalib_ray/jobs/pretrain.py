@@ -42,7 +42,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     """Bring a network to chance; idempotent.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
     return lifecycle.run(Pretrain(config))
 
@@ -73,6 +73,8 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
             keep=config.checkpoints.keep,
             summarize=_summarize,
         )
+        kept = {"checkpoint": fitted.checkpoint, "outcome": fitted.outcome.to_json()}
+        record.update(result=kept | {"model_uri": None})  # before the checkpoint is downloaded
         return Pretrained(record.checkpoint(fitted.checkpoint), fitted.outcome)
 
     def load_result(self, record: RunRecord) -> Pretrained | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from precalib_ray.config import load
 from precalib_ray.config.jobs.promote import PromoteConfig
 from precalib_ray.registry.gate import CHAMPION, Gate
 from precalib_ray.runs import promotion
@@ -13,8 +14,9 @@ def promote(config: PromoteConfig) -> str:
     """Make a version champion, or go back to the previous one; returns the champion.
 
     Raises:
-        PrecalibError: see its families; GateError if it is refused.
+        PrecalibError: any of its subclasses; GateError if the version is refused.
     """
+    config = load.validate(PromoteConfig, config)
     gate = Gate(config.name, tracking_uri=config.tracking.uri)
     if config.rollback:
         before, champion = gate.rollback()

@@ -33,7 +33,7 @@ from precalib_ray.report.figures.training import comparison
 from precalib_ray.runs.console import console, table
 
 _SHOWN = {name: METRICS[name].label for name in ("accuracy", "ece", "nll")} | {
-    OOD_METRIC: "AUROC, unknown images"
+    OOD_METRIC: "AUROC, OOD images"
 }
 _NOISES = (Gaussian(), Pink(alpha=2.0), Patches())
 
@@ -42,8 +42,9 @@ def quickstart(config: QuickstartConfig) -> Pretrained:
     """Pre-calibrate, register, pull back, train, and compare with the control.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
+    config = load.validate(QuickstartConfig, config)
     started = time.monotonic()
     output = Path(config.output)
     store = f"sqlite:///{output / 'mlflow.db'}"
@@ -95,7 +96,7 @@ def pretrain_config(config: QuickstartConfig, data: Path, store: str) -> Pretrai
 def train_config(
     config: QuickstartConfig, data: Path, store: str, start: StartSettings
 ) -> TrainConfig:
-    """Data training on the digits; the arms differ in where they start, and in nothing else."""
+    """Data training on the digits; the arms differ only in their start."""
     return TrainConfig(
         **_common(config, store, f"train-{start.kind}"),
         start=start,

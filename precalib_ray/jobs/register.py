@@ -1,10 +1,11 @@
-"""The job ``register``: from a checkpoint directory, however old, to a registered version."""
+"""The job ``register``: a checkpoint directory to a registered version."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from precalib_ray.config import load
 from precalib_ray.config.jobs.register import RegisterConfig
 from precalib_ray.core import checkpoint
 from precalib_ray.core.probes import PanelResult
@@ -30,8 +31,9 @@ def register(config: RegisterConfig) -> Registered:
     """Register a checkpoint directory; one that is registered already is found by its digest.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
+    config = load.validate(RegisterConfig, config)
     directory = Path(config.path).absolute()
     settings = checkpoint.read_description(directory).model
     digest = publishing.digest(directory)
@@ -45,7 +47,7 @@ def register(config: RegisterConfig) -> Registered:
         return Registered(f"models:/{name}/{known.version}")
     model = checkpoint.load_model(directory, trust_code=config.trust_code)
     panel = read_panel(config.probes, settings)
-    with stage("measuring it, and an untrained network beside it"):
+    with stage("measuring it and an untrained network"):
         measured, untrained = panel.measure(model), panel.measure(settings.build(seed=0))
     tags = {
         "precalib.deviation": f"{measured.deviation:.6f}",
@@ -80,7 +82,7 @@ def register(config: RegisterConfig) -> Registered:
     finally:
         sent = run.end(status)
     if not sent:
-        raise TrackingError(f"MLflow did not take the end of the run: {run.last_error}")
+        raise TrackingError(f"MLflow did not accept the end of the run: {run.last_error}")
     console.print(f"deviation {measured.deviation:.6f} on {measured.worst.key}")
     console.print(f"registered: models:/{name}/{version} (alias {publishing.CANDIDATE})")
     return Registered(f"models:/{name}/{version}", measured)

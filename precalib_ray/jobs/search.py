@@ -21,7 +21,7 @@ from precalib_ray.registry import tracking
 from precalib_ray.report.figures import search as figures
 from precalib_ray.report.figures import style
 from precalib_ray.runs import lifecycle, trials
-from precalib_ray.runs.children import Children
+from precalib_ray.runs.child_runs import ChildRuns
 from precalib_ray.runs.console import console, stage, table
 from precalib_ray.runs.record import RunRecord
 from precalib_ray.search import confirmation, summary
@@ -46,10 +46,10 @@ class Searched:
 
 
 def search(config: SearchConfig) -> Searched:
-    """Run the trials that are left, show the best, and register it if asked to; idempotent.
+    """Run the trials that are left, show the best, and register it if requested; idempotent.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
     return lifecycle.run(Search(config))
 
@@ -71,14 +71,13 @@ class Search(lifecycle.Job[SearchConfig, Searched]):
         )
         if self._log.num_left:
             return None
-        write_best(
-            self.config, self._log, record.folder
-        )  # an earlier submission may have been killed before it did
+        # An earlier submission may have been killed before it wrote the best recipe.
+        write_best(self.config, self._log, record.folder)
         return Searched(self._log)
 
     def work(self, record: RunRecord, run: tracking.Run | None) -> Searched:
-        with Children(run, self.config) as children:
-            self._log.on_end = children.put
+        with ChildRuns(run, self.config) as child_runs:
+            self._log.on_end = child_runs.put
             trials.run(self.config, self._log, self._shared, record)
         write_best(self.config, self._log, record.folder)
         return Searched(self._log)
@@ -100,7 +99,7 @@ class Search(lifecycle.Job[SearchConfig, Searched]):
         return result
 
     def log_partial(self, record: RunRecord, run: tracking.Run) -> None:
-        Children(run, self.config).log(self._log.records.values())
+        ChildRuns(run, self.config).log(self._log.records.values())
 
     def show(self, result: Searched) -> None:
         config, log = self.config, result.log

@@ -1,7 +1,11 @@
-"""The job ``sync``: send what MLflow did not take of a run, without Ray and without training."""
+"""The job ``sync``: send what was buffered while MLflow was unreachable; no Ray, no training."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
+from precalib_ray.config import load
 from precalib_ray.config.jobs.sync import SyncConfig
 from precalib_ray.runs import lifecycle
 from precalib_ray.runs.console import console
@@ -11,10 +15,16 @@ def sync(config: SyncConfig) -> lifecycle.Result | None:
     """Send the outbox in order, and register what has finished; returns the result, if any.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
-    result = lifecycle.sync(config)
+    config = load.validate(SyncConfig, config)
+    result = lifecycle.sync(config, _job_class)
     uri = getattr(result, "model_uri", None)
     if uri:
         console.print(f"registered: {uri}")
     return result
+
+
+def _job_class(phase: str) -> type[lifecycle.Job[Any, Any]]:
+    importlib.import_module(f"precalib_ray.jobs.{phase}")
+    return lifecycle.Job.phases[phase]

@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> Trained:
     """Train on a data set; idempotent.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
     return lifecycle.run(Train(config))
 
@@ -82,6 +82,8 @@ class Train(lifecycle.Job[TrainConfig, Trained]):
             keep=2,
             summarize=_summarize,
         )
+        kept = {"checkpoint": fitted.checkpoint, "outcome": fitted.outcome.to_json()}
+        record.update(result=kept)  # before the checkpoint is downloaded
         return Trained(record.checkpoint(fitted.checkpoint), fitted.outcome, self._start_uri)
 
     def load_result(self, record: RunRecord) -> Trained | None:
@@ -116,7 +118,7 @@ class Train(lifecycle.Job[TrainConfig, Trained]):
 
     def show(self, result: Trained) -> None:
         splits = result.outcome.splits
-        labels = {name: name for name in METRICS} | {OOD_METRIC: "AUROC against unknown"}
+        labels = {name: name for name in METRICS} | {OOD_METRIC: "AUROC, OOD images"}
         table(
             f"{self.config.name}: weights of step {result.outcome.best.step}, "
             "the best validation NLL",

@@ -38,7 +38,7 @@ def _user() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry:
-    """One decision, by default of this user and moment."""
+    """One decision; user and time default to the current ones."""
 
     when: str = field(default_factory=_now)
     """UTC, ISO 8601."""
@@ -76,7 +76,7 @@ class AuditEntry:
 
 
 def read(tags: Mapping[str, str]) -> list[AuditEntry]:
-    """The entries among the tags of a registered model, the first one first."""
+    """The entries among the tags of a registered model, oldest first."""
     keys = sorted(key for key in tags if key.startswith(TAG_PREFIX))
     return [AuditEntry.from_json(json.loads(tags[key])) for key in keys]
 

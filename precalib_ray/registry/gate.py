@@ -1,9 +1,8 @@
-"""The gate: which version is ``champion``, and the audit log of how it became that.
+"""The gate: which version is ``champion``, with an audit log of every decision.
 
-A version is measured anew, on its downloaded checkpoint; tags have no influence. The alias is moved
-by one call and never deleted, so readers find the old champion or the new one. MLflow has no
-compare-and-set for aliases: of two promotions that end within the same moment the later one stands,
-and both have passed.
+A version is re-measured on its downloaded checkpoint; its tags are ignored. The alias is moved by
+one call and never deleted, so readers find the old champion or the new one. MLflow has no
+compare-and-set for aliases: of two concurrent promotions the last write wins; both passed the gate.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ class Decision:
     """The version that was champion before."""
     tolerance: float
     result: PanelResult
-    """The version's."""
+    """Measured on the version."""
     champion_result: PanelResult | None
-    """The champion's, on the same panel; None if there is no other version to compare with."""
+    """Measured on the champion, by the same panel; None if there is no other version to compare."""
 
     @property
     def reasons(self) -> list[str]:
         """Why the version is refused; empty if it passes."""
         worst, found = self.result.worst, []
         if not all(math.isfinite(m.deviation) for m in self.result.measurements):
-            return ["its confidence is not a number"]
+            return ["its confidence is NaN"]
         if self.result.deviation > self.tolerance:
             found.append(
                 f"deviation {self.result.deviation:.6f} on {worst.key} is above the tolerance "
@@ -119,7 +118,7 @@ class Gate:
             return str(self._client.get_model_version_by_alias(self.name, wanted).version)
 
     def audit_log(self) -> list[AuditEntry]:
-        """All decisions, the first one first."""
+        """All decisions, oldest first."""
         with self._tracking_errors():
             return audit.read(self._client.get_registered_model(self.name).tags)
 
@@ -181,7 +180,7 @@ class Gate:
                 result=measure(version),
                 champion_result=None if champion in (None, version) else measure(str(champion)),
             )
-            if self.champion() == champion:  # else a concurrent promotion was quicker: compare anew
+            if self.champion() == champion:  # else a concurrent promotion came first: compare again
                 break
         if decision.reasons:
             self._record(decision.audit_entry())

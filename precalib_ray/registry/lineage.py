@@ -40,8 +40,8 @@ def log_data(run: Run, uses: Iterable[DatasetUse]) -> dict[DatasetUse, str]:
     """Log data sets as inputs of a run; idempotent.
 
     Returns:
-        SHA-256 of each split that still exists: a model outlives the data that it was made with,
-        and is registered without it.
+        SHA-256 of each split that still exists: a model that outlives its data is registered
+        without their digests.
 
     Raises:
         DataError: a split cannot be read.

@@ -1,4 +1,4 @@
-"""Pulling a checkpoint directory out of a registry."""
+"""Downloads a checkpoint directory from a registry."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-
 def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) -> str:
     """Download the checkpoint directory of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
 
-    MLflow resolves such URIs on the server that is set globally in the process, whichever server
-    the call names; this function asks the server that it is given, and sets nothing.
+    MLflow resolves such URIs on the process-wide server, even if a call passes another
+    ``tracking_uri``. This function asks the server that it is given, and changes no global state.
 
     Args:
         uri: the version, by number or by alias.

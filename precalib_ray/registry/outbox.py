@@ -1,4 +1,4 @@
-"""The outbox: what MLflow has not accepted yet, on storage beside the checkpoints.
+"""The outbox: what MLflow has not accepted yet, on storage next to the checkpoints.
 
 Numbered files, each written before its entries are sent and removed once the server has accepted
 them.
@@ -16,7 +16,7 @@ from precalib_ray.storage.folder import Folder
 Entry = dict[str, Any]
 """``{"metric": [key, value, timestamp, step]}``, or ``{"status": ...}``."""
 
-_MAX_ENTRIES = 1000  # of a segment, which is rewritten with each entry that joins it
+_MAX_ENTRIES = 1000  # per segment, which is rewritten with each entry that is added
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Outbox:
         if self._folder is not None:
             try:
                 self._folder.write(last.name, json.dumps(last.entries))
-            except OSError as error:  # storage is away as well: memory still has the entries
+            except OSError as error:  # the entries are still in memory
                 _logger.warning("MLflow's outbox could not be written: %s", error)
 
     def remove(self, num: int) -> None:

@@ -1,7 +1,7 @@
 """From a checkpoint directory to a version of a registered model.
 
-A version holds the checkpoint's ``model.safetensors``, ``model.json`` and ``metrics.json``, from
-which training goes on, and MLflow's PyTorch flavor in its pickle-free ``pt2`` format, exported with
+A version holds the checkpoint's ``model.safetensors``, ``model.json`` and ``metrics.json``, to
+continue training from, and MLflow's PyTorch flavor in its pickle-free ``pt2`` format, exported with
 a dynamic batch, for ``mlflow.pytorch.load_model`` and serving.
 """
 
@@ -79,7 +79,7 @@ def publish(
     registered = _registered(run, name, key)
     if registered is not None:
         return registered
-    set_global_uri(run.uri)  # MLflow looks up logged models there, whichever client asks
+    set_global_uri(run.uri)  # MLflow looks up logged models there, regardless of the client
     try:
         model_id = _logged_model(run) or _log_model(run, directory, trust_code=trust_code)
         version = versions.create(
@@ -167,9 +167,7 @@ def describe(run: Run, name: str, version: str, *, description: str, card: str) 
 
 
 def libraries() -> dict[str, str]:
-    """Versions of what a model is made with, and needs to be loaded; this package is not among
-    them.
-    """
+    """Versions of the libraries that loading a model needs; this package is not among them."""
     import torchvision
 
     found = {
@@ -183,7 +181,7 @@ def libraries() -> dict[str, str]:
 
 
 def _registered(run: Run, name: str, key: str | None) -> str | None:
-    """The version that an earlier attempt registered, perhaps without moving ``candidate``."""
+    """The version that an earlier attempt registered; moves ``candidate`` to the newest."""
     try:
         found = versions.find(run.client, name, tag=versions.KEY_TAG, value=key or run.run_id)
         if found:
@@ -227,7 +225,7 @@ def _logged_model(run: Run) -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notices of torch.export and MLflow that a user cannot act on."""
+    """Silence notices of torch.export and MLflow that a user cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]

@@ -37,9 +37,9 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
 class Sender:
     """Sends the entries of one run in order, each of them effectively once.
 
-    An entry may have reached the server although nobody knows: a process was killed, or the
-    connection broke, before the answer. Entries are then deduplicated by key and step against the
-    server's history.
+    An entry may have reached the server without the client having been acknowledged: a process was
+    killed, or the connection broke, before the answer. Entries are then deduplicated by key and
+    step against the server's history.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Sender:
         """Wait until the outbox is empty; returns whether it is.
 
         Args:
-            wait_s: how long to wait for an unreachable server; one that answers gets the time
-                that it needs.
+            wait_s: how long to wait for an unreachable server; a reachable server is waited for
+                without a limit.
         """
         with self._changed:
             deadline = time.monotonic() + wait_s
@@ -120,7 +120,9 @@ class Sender:
                     continue
                 self.last_error = error
                 if not self._outage_logged:
-                    _logger.warning("MLflow accepts no metrics; the outbox keeps them: %s", error)
+                    _logger.warning(
+                        "MLflow is unreachable or rejects metrics; the outbox keeps them: %s", error
+                    )
                 self._outage_logged = self._away = self._deduplicate = True
                 self._server_steps.clear()
                 self._changed.notify_all()

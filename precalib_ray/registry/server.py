@@ -106,7 +106,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """For SQLite a folder beside the database; None lets the server decide."""
+    """For SQLite a folder next to the database; None lets the server decide."""
     if urlsplit(uri).scheme != "sqlite":
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()

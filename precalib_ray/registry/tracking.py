@@ -92,8 +92,8 @@ class Run:
         """Wait until the server has accepted everything; returns whether it has.
 
         Args:
-            wait_s: how long to wait for an unreachable server; one that answers gets the time
-                that it needs.
+            wait_s: how long to wait for an unreachable server; a reachable server is waited for
+                without a limit.
         """
         return self._sender.flush(wait_s)
 
@@ -141,7 +141,7 @@ class Run:
     def _begin(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
-            with contextlib.suppress(MlflowException):  # another job was quicker
+            with contextlib.suppress(MlflowException):  # another job has created it
                 self.client.create_experiment(experiment, artifact_location(self.uri))
             found = self.client.get_experiment_by_name(experiment)
             if found is None:

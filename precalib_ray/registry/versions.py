@@ -28,7 +28,7 @@ _TRIES = 40  # MLflow itself gives up after three collisions with other publishe
 
 
 def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[ModelVersion]:
-    """The versions with a tag, the first one first."""
+    """The versions with a tag, oldest first."""
     found = client.search_model_versions(f"name='{name}' and tags.`{tag}` = '{value}'")
     return sorted(found, key=lambda version: int(version.version))
 

@@ -1,1 +1,1 @@
-"""What people look at: figures, the card of a version, and code to load it."""
+"""Figures, the card of a version, and code to load it."""

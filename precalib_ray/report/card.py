@@ -51,18 +51,18 @@ class Provenance:
 
     recipe: Recipe
     recipe_yaml: str
-    """As a user would write it."""
+    """The recipe as a user would write it."""
     progress: Progress[Any]
     hardware: Hardware | None
 
     @property
     def in_words(self) -> str:
-        """Noise, labels and optimizer."""
+        """Noise, labels and optimizer, in a sentence."""
         return in_words(self.recipe)
 
     @property
     def stop(self) -> str:
-        """What ended it."""
+        """The reason for stopping, in words."""
         if self.progress.stop_reason == "until_deviation":
             target = self.recipe.duration.until_deviation
             assert target is not None, "it was reached"
@@ -72,13 +72,13 @@ class Provenance:
 
     @property
     def missed_target(self) -> float | None:
-        """The deviation to reach, if it was not reached."""
+        """The target deviation, if it was not reached."""
         reached = self.progress.stop_reason == "until_deviation"
         return None if reached else self.recipe.duration.until_deviation
 
     @property
     def hardware_in_words(self) -> str:
-        """Workers, device and threads."""
+        """Workers, device and threads, in words."""
         if self.hardware is None:
             return "not recorded"
         found, threads = self.hardware, ""
@@ -116,14 +116,14 @@ def write(
 
     Args:
         uri: ``models:/NAME/VERSION``.
-        model: its settings.
-        before: what the panel measured of the untrained network.
-        after: the same of the checkpoint.
+        model: settings of the model.
+        before: the panel's result for the untrained network.
+        after: the panel's result for the checkpoint.
         held_out: probes that the stopping rule did not see.
-        provenance: None for a checkpoint of which only the files are known.
+        provenance: None for a checkpoint with unknown provenance.
         figures: captions and PNG files.
-        versions: of the software that made it, by name.
-        digests: of config, weights and data, by name.
+        versions: versions of the software that made it, by name.
+        digests: digests of config, weights and data, by name.
     """
     untrained = before.deviations
     rows = [
@@ -160,7 +160,7 @@ def write(
 
 
 def _markdown(content: Mapping[str, Any], rows: list[Row]) -> str:
-    """The description, with as much as a description may hold."""
+    """The description, shortened to ``MAX_DESCRIPTION``."""
     template = _environment.get_template("card.md.j2")
     worst = sorted(rows, key=lambda row: row.after, reverse=True)[:_MAX_ROWS]
     short = {**content, "rows": [row for row in rows if row in worst]}

@@ -1,6 +1,6 @@
 """Code that loads a version where this package is not installed.
 
-The card prints it, and tests run it as printed where there is nothing but torch, torchvision,
+The card prints it, and tests run it as printed, in an environment of only torch, torchvision,
 safetensors and MLflow.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 from precalib_ray.core.models import Model
 
 PORT = 5001
-"""Where the serving example listens, on loopback."""
+"""Port of the serving example, on loopback."""
 
 _STANDARD_LIBRARY = ("collections", "itertools", "json", "os")
 
 
 def with_package(uri: str) -> str:
-    """With this package."""
+    """The model, loaded with this package."""
     return f'import precalib_ray\n\nmodel = precalib_ray.load_pretrained("{uri}")'
 
 

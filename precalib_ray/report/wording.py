@@ -13,7 +13,7 @@ from precalib_ray.core.recipe import Recipe
 from precalib_ray.core.spec import Family, default
 
 _COMMON = {field.name for field in dataclasses.fields(Noise)}
-"""Fields that every noise has; worded only where they differ from their defaults."""
+"""Fields that every noise has; shown only where they differ from their defaults."""
 
 
 def in_words(recipe: Recipe) -> str:

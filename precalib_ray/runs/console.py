@@ -1,4 +1,4 @@
-"""The terminal output of jobs: progress, tables, and the result line for programs."""
+"""The terminal output of jobs: progress and tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar."""
         if self._live:
             self._bar.stop()
 
@@ -62,7 +62,7 @@ class Display:
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """Show what takes a while, and how long it took."""
+    """Show a stage of the work, and how long it took."""
     started = time.monotonic()
     if console.is_terminal:
         with console.status(text + " …"):

@@ -40,7 +40,7 @@ def run_workers(
         worker: as ``trainer.fit`` takes it.
         config: of the job.
         shared: as ``trainer.fit`` takes it.
-        run: where metrics go, if anywhere.
+        run: receives the metrics; None if the job is offline.
         record: of the job.
         title: of the progress bar.
         num_steps: the last step, if there is one.

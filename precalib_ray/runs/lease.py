@@ -7,10 +7,10 @@ of machines may differ.
 
 Guarantees: on a local disk, and on NFS with locks, there is one owner, unless it is suspended for
 longer than ``EXPIRY_S`` and then resumes: within ``BEAT_S`` it notices and is interrupted, and it
-records no result. An object store has no locks: whoever takes the lease checks after ``SETTLE_S``
-whether it is still the owner. Two submissions of the same moment are both owners only if one needs
-longer than that between reading and writing; one of the two ends within ``BEAT_S``. Even then no
-version is registered twice, because both write the same MLflow run.
+records no result. An object store has no locks: a submission that takes the lease checks after
+``SETTLE_S`` whether it is still the owner. Two simultaneous submissions are both owners only if one
+needs longer than that between reading and writing; one of the two ends within ``BEAT_S``. Even
+then no version is registered twice, because both write the same MLflow run.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Lease:
         """Release it; raises ClusterError in place of the interrupt that its loss caused."""
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(OSError), self._exclusive():  # it expires by itself
+        with contextlib.suppress(OSError), self._exclusive():  # it expires anyway
             if self._is_mine():
                 self._folder.delete(_FILE)
         if self.lost and kind is KeyboardInterrupt:
@@ -101,9 +101,9 @@ class Lease:
             self.lost = self.lost or not self._is_mine()
         if self.lost:
             raise ClusterError(
-                f"another submission of {self._name} has taken over, because this one gave no sign "
-                f"of life for {EXPIRY_S:g} s; submitted again, it waits for the other and returns "
-                "its result"
+                f"another submission of {self._name} has taken over, because this one did not "
+                f"renew its lease for {EXPIRY_S:g} s; submitted again, it waits for the other and "
+                "returns its result"
             )
 
     @property
@@ -154,7 +154,7 @@ class Lease:
         if owner["machine"] == self._content["machine"]:
             try:
                 process = psutil.Process(owner["pid"])
-                other = abs(process.create_time() - owner["started"]) > 1.0  # number used again
+                other = abs(process.create_time() - owner["started"]) > 1.0  # PID reused
                 if other or process.status() == psutil.STATUS_ZOMBIE:
                     return True
             except psutil.NoSuchProcess:

@@ -1,21 +1,20 @@
 """The lifecycle of a job: check → lease → earlier result → MLflow run → work → log → show.
 
-A job supplies the parts that are its own; resubmission, lease, outbox, waiting for MLflow and
-``sync`` come with it.
+A job supplies only its own parts; resubmission, lease, outbox, waiting for MLflow and ``sync`` are
+the same for all.
 """
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from precalib_ray.config import jobs, load
 from precalib_ray.config.jobs.sync import SyncConfig
 from precalib_ray.config.sections import Named
 from precalib_ray.core.spec import plain
-from precalib_ray.errors import ConfigError, Problem, TrackingError
+from precalib_ray.errors import ConfigError, PrecalibError, Problem, TrackingError
 from precalib_ray.registry import tracking
 from precalib_ray.runs import record as records
 from precalib_ray.runs.console import console
@@ -35,7 +34,7 @@ R = TypeVar("R", bound=Result)
 
 
 class Job(ABC, Generic[C, R]):
-    """One submission; a subclass is registered under its phase by being written."""
+    """One submission; a subclass registers itself under its phase when it is defined."""
 
     phase: ClassVar[str]
     """The name of the job, in ``run.json`` and in MLflow's tag ``precalib.phase``."""
@@ -49,7 +48,7 @@ class Job(ABC, Generic[C, R]):
         self.config = config
 
     def check(self) -> None:
-        """Check what only code and data can tell, before anything is written."""
+        """Check what needs the model's code or the data, before anything is written."""
 
     def prepare(self, record: RunRecord) -> None:
         """Check what an unfinished run needs, before the MLflow run begins."""
@@ -71,7 +70,7 @@ class Job(ABC, Generic[C, R]):
         """
 
     def log_partial(self, record: RunRecord, run: tracking.Run) -> None:
-        """Log what there is of a run without a result, idempotently; for ``sync``."""
+        """Log what a run without a result has, idempotently; for ``sync``."""
 
     @abstractmethod
     def show(self, result: R) -> None:
@@ -86,7 +85,7 @@ def run(job: Job[C, R]) -> R:
     """Run a job, resume it, or return the result of an earlier submission.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
     config = job.config = load.validate(type(job.config), job.config)
     job.check()
@@ -94,11 +93,15 @@ def run(job: Job[C, R]) -> R:
     with record.lease():
         result = job.load_result(record)
         if result is not None and (config.tracking.offline or record.synced):
-            console.print(f"{config.name} has finished before; nothing is done again.")
+            console.print(f"{config.name} has finished already; returning its result")
         else:
             result = _finish(job, result, record)
         job.show(result)
-        return job.conclude(result, record)
+        try:
+            return job.conclude(result, record)
+        except PrecalibError as error:
+            error.model_uri = error.model_uri or getattr(result, "model_uri", None)
+            raise
 
 
 def _finish(job: Job[C, R], result: R | None, record: RunRecord) -> R:
@@ -123,21 +126,25 @@ def _log(job: Job[C, R], result: R, record: RunRecord, mlflow_run: tracking.Run)
     return logged
 
 
-def sync(config: SyncConfig) -> Result | None:
-    """Send what MLflow did not take of a run, without Ray and without work.
+def sync(config: SyncConfig, job_class: Callable[[str], type[Job[Any, Any]]]) -> Result | None:
+    """Send the outbox of a run and log its result, without Ray and without training.
+
+    Args:
+        config: names the run.
+        job_class: gives the job of a phase.
 
     Returns:
         The result, if the run has finished.
 
     Raises:
-        PrecalibError: see its families.
+        PrecalibError: any of its subclasses.
     """
     content = records.read(
         records.open_folder(config.storage, config.name, make=False), config.storage
     )
-    job = _recorded_job(config, content)
+    job = _recorded_job(config, content, job_class)
     if job.config.tracking.offline:
-        allowed = "the run was made offline; say where to with tracking.offline=false"
+        allowed = "the run was made offline; set tracking.offline=false"
         raise ConfigError([Problem("tracking", None, allowed)])
     record = RunRecord(job.config)
     with record.lease():
@@ -159,23 +166,25 @@ def sync(config: SyncConfig) -> Result | None:
         finally:
             sent = mlflow_run.end(status, wait_s=job.config.tracking.max_wait)
         if not sent:
-            raise TrackingError(f"MLflow does not take what is kept: {mlflow_run.last_error}")
+            raise TrackingError(f"MLflow did not accept the outbox: {mlflow_run.last_error}")
         if result is not None:
             record.update(synced=True)
     console.print(f"{config.name}: MLflow has everything ({status.lower()})")
     return result
 
 
-def _recorded_job(config: SyncConfig, content: Mapping[str, Any]) -> Job[Any, Any]:
-    """The job that a run record is of."""
+def _recorded_job(
+    config: SyncConfig,
+    content: Mapping[str, Any],
+    job_class: Callable[[str], type[Job[Any, Any]]],
+) -> Job[Any, Any]:
+    """The job that a run record belongs to."""
     phase = content.get("phase")
-    if phase in jobs.NAMES:
-        importlib.import_module(f"precalib_ray.jobs.{phase}")
-    if phase not in Job.phases:
+    if phase not in jobs.NAMES:
         allowed = f"there is no such run in {config.storage}"
         raise ConfigError([Problem("name", config.name, allowed)])
     settings = dict(content["settings"]) | {"storage": config.storage}
     if config.tracking is not None:
         settings["tracking"] = settings["tracking"] | plain(config.tracking, sparse=True)
     recorded = load.validate(jobs.config_class(phase), {**content["config"], **settings})
-    return Job.phases[phase](recorded)
+    return job_class(phase)(recorded)

@@ -1,4 +1,4 @@
-"""What only code and data can tell about a config, checked before Ray starts."""
+"""Checks that need the model's code or the data, before Ray starts."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def check_noise(
 
 
 def read_statistics(noises: Iterable[Noise], shape: tuple[int, ...]) -> dict[str, Statistics]:
-    """What ``matched`` noises need, by data set, measured on training images as the model sees
-    them. Raises DataError.
+    """Statistics for ``matched`` noises, by data set, measured on training images as model inputs;
+    raises DataError.
     """
     sources = sorted(set().union(*(noise.sources() for noise in noises)))
     return {

@@ -1,4 +1,4 @@
-"""A version through the gate, with what was measured."""
+"""Promotion of a version through the gate, and a table of what was measured."""
 
 from __future__ import annotations
 

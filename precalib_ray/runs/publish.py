@@ -76,7 +76,7 @@ def publish(config: PretrainConfig, directory: Path, outcome: Outcome, run: trac
 
 
 def _data(config: PretrainConfig) -> list[lineage.DatasetUse]:
-    """The data sets of the probes, and those whose statistics noise has."""
+    """The data sets of the probes, and those whose statistics a noise matches."""
     sources = sorted(set().union(*(noise.sources() for noise in config.noises.values())))
     probes = config.probes.data.values()
     return [

@@ -1,4 +1,4 @@
-"""The record of a run on its storage: ``run.json`` beside the checkpoints.
+"""The record of a run on its storage: ``run.json`` next to the checkpoints.
 
 It holds the config under which a name was used, the MLflow run, and the result. Submitted again
 under the same name and config, a job finds it and resumes, or returns the result.
@@ -45,7 +45,7 @@ class RunRecord:
 
         Raises:
             ConfigError: the name was taken by another config meanwhile.
-            ClusterError: this process was held up, and another submission has taken over.
+            ClusterError: this process was suspended, and another submission has taken over.
         """
         with Lease(self.folder, name=self._config.name, notify=console.print) as lease:
             self._lease = lease
@@ -139,7 +139,7 @@ def read(folder: Folder, storage: str) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Path, old and new value wherever two plain configs differ."""
+    """Path, old and new value of each field in which two plain configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):

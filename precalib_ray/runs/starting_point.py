@@ -58,7 +58,7 @@ def check(config: TrainConfig, model: Model, splits: Mapping[str, Split]) -> Non
         raise ConfigError([Problem("start: num_classes", model.num_classes, allowed)])
     preflight.check_model(model, config, "start.model")
     if config.num_unknown and info.shape[0] not in (1, 3):
-        allowed = f"must be 0: photographs have no {info.shape[0]} channels"
+        allowed = "must be 0: the built-in out-of-distribution images have 1 or 3 channels"
         raise ConfigError([Problem("num_unknown", config.num_unknown, allowed)])
     if len(splits["train"].labels) < config.scaling.max_workers:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")

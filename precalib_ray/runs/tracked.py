@@ -22,7 +22,7 @@ from precalib_ray.runs.record import RunRecord
 from precalib_ray.version import __version__
 
 OUTBOX = "mlflow"
-"""The folder in the run's folder that keeps what MLflow has not taken yet."""
+"""The folder in the run's folder that keeps what MLflow has not accepted yet."""
 
 T = TypeVar("T")
 
@@ -60,11 +60,11 @@ def open_run(config: Named, record: RunRecord, *, phase: str) -> tracking.Run | 
 
 @contextlib.contextmanager
 def tracked(config: Named, record: RunRecord, *, phase: str) -> Iterator[tracking.Run | None]:
-    """The MLflow run of a job; its status is how the context ends.
+    """The MLflow run of a job; how the context ends determines its status.
 
     Raises:
-        TrackingError: the server does not answer at the start, or has not taken everything at the
-            end; the rest is kept in the outbox.
+        TrackingError: the server does not answer at the start, or has not accepted everything at
+            the end; the rest is kept in the outbox.
     """
     run = open_run(config, record, phase=phase)
     if run is None:
@@ -116,11 +116,11 @@ def complete(run: tracking.Run, config: Named, record: RunRecord, log: Callable[
 def log_data(
     run: tracking.Run, uses: Sequence[lineage.DatasetUse]
 ) -> dict[lineage.DatasetUse, str]:
-    """Log the data sets of a job; returns their digests, and warns of those that are gone."""
+    """Log the data sets of a job; returns their digests, warns of those that no longer exist."""
     digests = lineage.log_data(run, uses)
     for use in uses:
         if use not in digests:
-            text = f"the data set {use.path} has no {use.split} any more: logged without its digest"
+            text = f"split {use.split} of {use.path} no longer exists; logged without its digest"
             console.print(text, style="yellow")
     return digests
 
@@ -138,7 +138,7 @@ def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> by
 
 def _unreachable(config: Named, record: RunRecord, reason: str) -> TrackingError:
     return TrackingError(
-        f"MLflow did not take the result of {config.name} ({reason}).\n"
+        f"MLflow did not accept the result of {config.name} ({reason}).\n"
         f"Nothing is lost: it is kept in {record.folder}. Once the server answers, the same "
         f"command sends and registers it, or python jobs/sync.py "
         f"name={config.name} storage={config.storage}"
@@ -148,6 +148,6 @@ def _unreachable(config: Named, record: RunRecord, reason: str) -> TrackingError
 def _show_outbox(record: RunRecord) -> None:
     if (record.folder / OUTBOX).names(".json"):
         console.print(
-            f"MLflow is unreachable; what it did not take is kept in {record.folder}/{OUTBOX}",
+            f"MLflow is unreachable; what it did not accept is kept in {record.folder}/{OUTBOX}",
             style="yellow",
         )

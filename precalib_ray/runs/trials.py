@@ -23,7 +23,7 @@ _REFRESH_S = 0.5
 
 
 def check(config: SearchConfig) -> dict[str, Any]:
-    """Check what only code and data can tell; returns what all trials share, for ``tuning.run``.
+    """Check what needs the models' code or the data; returns what all trials share.
 
     Raises:
         ConfigError: a model or noise of the space cannot be built, or does not fit the data.

@@ -28,7 +28,7 @@ def best_yaml(config: SearchConfig, trial: Trial) -> str:
 
 
 def write_best(config: SearchConfig, log: TrialLog, folder: Folder) -> None:
-    """Write the recipe of the best trial to the search's folder, once, if there is one."""
+    """Write the recipe of the best trial to the search's folder, once, if there is a best one."""
     best = log.best()
     if best and folder.read(BEST_FILE) is None:
         folder.write(BEST_FILE, best_yaml(config, best[0]))

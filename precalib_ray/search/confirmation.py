@@ -1,4 +1,4 @@
-"""Confirmation of the best recipes with other seeds: the best of many trials had some luck."""
+"""Confirmation of the best recipes with other seeds: the best score of many is biased."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from precalib_ray.search.trial import Trial
 NUM_CANDIDATES = 3
 """Recipes that may be run with other seeds."""
 FULL_LENGTH = 4
-"""A confirmation may take so many times a trial's samples to reach the target."""
+"""Maximum samples of a confirmation, as a multiple of a trial's."""
 
 Run = Callable[[Trial, PretrainConfig], Outcome]
 """Runs a trial's recipe with another seed; raises DivergedError."""
@@ -30,11 +30,11 @@ class Confirmation:
     trial: Trial
     jobs: list[PretrainConfig]
     outcomes: list[Outcome] = field(default_factory=list)
-    """Of the jobs that have run, in order."""
+    """Outcomes of the jobs that have run, in order."""
 
     @property
     def deviations(self) -> list[float]:
-        """Over all probes, held-out ones included."""
+        """Deviations over all probes, held-out ones included."""
         return [outcome.after.deviation for outcome in self.outcomes]
 
     @property
@@ -67,7 +67,7 @@ def _std(values: list[float]) -> float:
 
 
 def at_full_length(duration: Duration) -> Duration:
-    """The duration with more samples: a search cuts short what other seeds may need."""
+    """The duration with more samples: other seeds may need more than the search's limit."""
     if duration.until_deviation is None:
         return duration
     return replace(
@@ -94,13 +94,13 @@ def confirm(
     notify: Callable[[str], None],
 ) -> Confirmation:
     """The first recipe that reaches its target with every seed; if each misses it with some, the
-    first that diverges with none. Held-out probes have no part in that.
+    first that diverges with none. Held-out probes do not count.
 
     Args:
         config: the search.
         candidates: its best trials, the best first.
         run: called with one job after another.
-        notify: takes warnings.
+        notify: called with warnings.
 
     Raises:
         DivergedError: every recipe diverged with some seed.

@@ -1,4 +1,4 @@
-"""What a search minimizes. An objective is one class here, and its name in ``SearchConfig``."""
+"""Objectives of a search. To add one, write a class, and add its name to ``SearchConfig``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from precalib_ray.search.trial import Trial
 
 
 class Objective(ABC):
-    """Scores and ranks trials; a subclass is registered by being written."""
+    """Scores and ranks trials; a subclass registers itself when it is defined."""
 
     name: ClassVar[str]
     axis: ClassVar[str] = "worst deviation from chance"
-    """The score in words, for the axes of figures."""
+    """Label of the score's axis in figures."""
     num_scores: ClassVar[int] = 1
     scores_references: ClassVar[bool] = False
-    """Whether a reference trial's score compares with a trial's: one in samples does not."""
+    """Whether scores of reference trials are comparable with those of trials: samples are not."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the table of the best trials, beyond those of every search."""
     members: ClassVar[dict[str, type[Objective]]] = {}
@@ -32,15 +32,15 @@ class Objective(ABC):
 
     @abstractmethod
     def scores(self, trial: Trial, *, control: Trial | None) -> list[float]:
-        """What the sampler minimizes, of a trial with a deviation.
+        """The values that the sampler minimizes, for a trial with a deviation.
 
         Args:
-            trial: to score.
+            trial: the trial to score.
             control: the reference trial ``untrained``, once it has started.
         """
 
     def rank(self, trial: Trial, *, control: Trial | None) -> tuple[float, ...]:
-        """Sorts trials, the best first."""
+        """Sort key of trials, the best first."""
         deviation, _ = _measured(trial)
         unfinished = float(trial.state != "finished")
         return (unfinished, *self.scores(trial, control=control), deviation)
@@ -62,8 +62,8 @@ class Deviation(Objective):
 
 
 class CostToTarget(Objective):
-    """Samples to ``duration.until_deviation``; a trial that misses it costs all the samples that it
-    may take, and more with its distance from the target.
+    """Samples to ``duration.until_deviation``; a trial that misses it costs its maximum number of
+    samples, and more with its distance from the target.
     """
 
     name = "cost_to_target"

@@ -1,4 +1,4 @@
-"""What a trial reports: while it runs, and once it has ended."""
+"""Reports of a trial, while it runs and when it has ended."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TrialReport:
-    """The measurements of a trial so far; None is what it has not measured (yet).
+    """The measurements of a trial so far; None: not measured (yet).
 
     A running trial reports ``deviation``, ``samples``, ``history`` and ``compute_seconds``; one
     that fails ``failed`` and ``compute_seconds``; one that finishes all but ``failed``.
     """
 
     deviation: float | None = None
-    """While the trial runs, that of the last probing; then the worst that the search may see."""
+    """Deviation of the last probing; of a finished trial, the worst over probes not held out."""
     samples: int | None = None
-    """Trained on so far."""
+    """Samples trained on so far."""
     history: list[list[float]] | None = None
     """[samples, deviation] of each probing."""
     compute_seconds: float | None = None
     """Wall-clock seconds of the trial, without waiting for Tune."""
     deviations: dict[str, float] | None = None
-    """By "probe/mode"; held-out probes are left out."""
+    """Deviations by "probe/mode", without held-out probes."""
     initial_deviation: float | None = None
-    """Of the untrained network."""
+    """Deviation of the untrained network."""
     seconds: float | None = None
-    """Spent in training steps."""
+    """Seconds spent in training steps."""
     stop_reason: str | None = None
-    """None for a trial that was stopped early."""
+    """The limit that ended the trial; None if it was stopped early."""
     reached: bool | None = None
-    """Whether ``until_deviation`` ended it."""
+    """Whether ``until_deviation`` ended the trial."""
     downstream: dict[str, float] | None = None
-    """Of the data training after it: gap, accuracy, ece, nll."""
+    """Metrics of the data training that follows: gap, accuracy, ece, nll."""
     failed: str | None = None
     """Why the trial failed."""

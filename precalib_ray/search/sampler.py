@@ -1,4 +1,4 @@
-"""Which point of the space is tried next: Optuna's samplers, and the points of a grid."""
+"""Samplers of points of the space: those of Optuna, and the points of a grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from precalib_ray.config import space
 from precalib_ray.config.jobs.search import SearchConfig
 
 MEMORY = 200
-"""Trials that TPE is shown, at least: the time of a proposal grows with all that it looks at."""
+"""Minimum number of trials kept for TPE, whose time grows with them."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -27,7 +27,7 @@ class Sampler:
         self._grid = list(space.grid(config.recipe)) if config.algorithm == "grid" else []
         self.num_trials = len(self._grid) or config.num_trials
         self._num_scores = num_scores
-        # Replaying known trials draws nothing: with the same seed, the draws would come again.
+        # Replaying known trials draws nothing: with the same seed, the draws would repeat.
         self._sampler = _optuna_sampler(config.algorithm, seed=config.seed + num_known)
         self._forgets = config.algorithm == "tpe" and num_scores == 1
         self._scored: list[optuna.trial.FrozenTrial] = []
@@ -40,13 +40,13 @@ class Sampler:
         return self._new_study(self._scored)
 
     def propose(self, key: str, number: int) -> space.Point:
-        """The point of the trial with this key, the ``number``-th of the search from 0 on."""
+        """The point of the trial with this key, number ``number`` of the search, counted from 0."""
         return self.ask(key, self._grid[number] if self._grid else None)
 
     def ask(self, key: str, decided: space.Point | None = None) -> space.Point:
-        """The point that Optuna proposes, or ``decided``, which it then takes for its proposal."""
+        """The point that Optuna proposes, or ``decided``, enqueued as a fixed trial."""
         if self._forgets and len(self._study.trials) >= 2 * MEMORY:
-            self._study = self._new_study(self._worth_remembering())
+            self._study = self._new_study(self._history_to_keep())
         if decided is not None:
             self._study.enqueue_trial(decided)
         trial = self._asked[key] = self._study.ask()
@@ -56,13 +56,13 @@ class Sampler:
             point[path] = _suggest(trial, path, kind, arguments)
             return point[path]
 
-        with warnings.catch_warnings():  # of a range that is no multiple of its step
+        with warnings.catch_warnings():  # for a range that is no multiple of its step
             warnings.simplefilter("ignore", UserWarning)
             space.resolve(self._space, choose)
         return point
 
     def tell(self, key: str, scores: Sequence[float] | None) -> None:
-        """Report the scores of a trial that was asked for; None if it has none."""
+        """Report the scores of a trial; None if it has none."""
         trial = self._asked.pop(key)
         if scores is None:
             trial.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -71,7 +71,7 @@ class Sampler:
         if frozen.values is None:  # Optuna fails a trial whose scores are NaN
             return
         self._scored.append(frozen)
-        if trial.study is not self._study:  # which was replaced while the trial ran
+        if trial.study is not self._study:  # replaced while the trial ran
             self._study.add_trial(frozen)
 
     def _new_study(self, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
@@ -80,7 +80,7 @@ class Sampler:
         study.add_trials(trials)
         return study
 
-    def _worth_remembering(self) -> list[optuna.trial.FrozenTrial]:
+    def _history_to_keep(self) -> list[optuna.trial.FrozenTrial]:
         """The newest trials, and the best of the older ones."""
         half = MEMORY // 2
         older, newest = self._scored[:-half], self._scored[-half:]

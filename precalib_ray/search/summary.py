@@ -10,7 +10,7 @@ from precalib_ray.search.trials import TrialLog
 
 
 def progress(log: TrialLog) -> str:
-    """What to show beside the number of trials that have ended."""
+    """Text that follows the number of trials that have ended."""
     trials = list(log.records.values())
     text = f"trials, {sum(not t.ended for t in trials)} running"
     failed = sum(t.state == "failed" for t in trials)
@@ -43,7 +43,7 @@ def table(log: TrialLog) -> tuple[list[str], list[list[str]]]:
 
 
 def recipe(content: Mapping[str, Any]) -> str:
-    """A recipe, in plain data, in one line."""
+    """A recipe, given as plain data, in one line."""
     if content["duration"]["steps"] == 0:
         return "zeroed last layer, no training" if content["head_scale"] == 0 else "no training"
     noise, optimizer = content["noise"], content["optimizer"]
@@ -61,7 +61,7 @@ def failures(log: TrialLog) -> list[Trial]:
 
 
 def counts(log: TrialLog) -> str:
-    """How many trials ended in which way."""
+    """The number of trials by state."""
     states = [trial.state for trial in log.trials]
     return (
         f"trials: {len(states)}, of them {states.count('finished')} finished, "
@@ -70,13 +70,13 @@ def counts(log: TrialLog) -> str:
 
 
 def cost(log: TrialLog) -> str:
-    """The compute time of all trials, and the time in which they ran."""
+    """The total compute time of trials, and the wall-clock time of the search."""
     compute = sum(trial.compute_seconds or 0.0 for trial in log.records.values())
     return f"{compute:.0f} s of compute time in {log.seconds:.0f} s"
 
 
 def metrics(best: Trial) -> dict[str, float]:
-    """Metrics of the search's MLflow run."""
+    """Metrics of the search's run in MLflow."""
     assert best.deviation is not None, "it is scored"
     assert best.samples is not None, "it is scored"
     return {"best/deviation": best.deviation, "best/samples": best.samples}

@@ -1,4 +1,4 @@
-"""The record of one trial, which is a JSON file in the folder of its search."""
+"""The record of one trial, a JSON file in the folder of its search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from precalib_ray.config.space import Point
 from precalib_ray.search.report import TrialReport
 
 State = Literal["running", "finished", "stopped", "failed"]
-"""``stopped`` is by successive halving."""
+"""``stopped``: by successive halving."""
 
 _ALWAYS = ("key", "state", "reference", "point", "recipe", "max_samples")
 _MEASURED = (
@@ -21,20 +21,20 @@ _MEASURED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial; None is what is unknown (yet). Measurements are those of ``TrialReport``."""
+    """A trial; None: unknown (yet). Measurements are those of ``TrialReport``."""
 
     key: str
     state: State
     reference: str | None = None
-    """Name of a reference trial."""
+    """Name of the reference trial; None for others."""
     point: Point | None = None
-    """In the search space; None for a reference trial."""
+    """Point of the search space; None for a reference trial."""
     recipe: dict[str, Any] | None = None
-    """The resolved config of ``pretrain``, perhaps of an older version; None if it was refused."""
+    """The resolved config of ``pretrain``, possibly of an older version; None if refused."""
     max_samples: int | None = None
-    """The most that its duration allows."""
+    """Maximum number of samples by its duration."""
     reason: str | None = None
-    """Why it ended."""
+    """Why the trial ended."""
     deviation: float | None = None
     samples: int | None = None
     deviations: dict[str, float] | None = None
@@ -56,12 +56,12 @@ class Trial:
         return self.state in ("finished", "stopped") and self.deviation is not None
 
     def updated(self, report: TrialReport) -> Self:
-        """The trial with what the report has measured."""
+        """The trial with the measurements of a report."""
         values = {name: getattr(report, name) for name in _MEASURED}
         return replace(self, **{name: v for name, v in values.items() if v is not None})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; what is unknown of its end and its measurements is absent."""
+        """Plain data, without unknown measurements."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: v for name, v in values.items() if v is not None or name in _ALWAYS}
 

@@ -1,7 +1,7 @@
 """The durable log of a search's trials, which also proposes the next.
 
 A trial is a JSON file in the search's folder, written when the trial begins and when it ends. A
-search that is submitted again reads them: trials that have ended are kept and replayed to the
+resubmitted search reads them: trials that have ended are kept and replayed to the
 sampler, and those that were running are run again, under their keys.
 """
 
@@ -41,20 +41,20 @@ class TrialLog:
         seconds: float = 0.0,
         on_seconds: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Read the trials that earlier submissions have left.
+        """Read the trials of earlier submissions.
 
         Args:
             config: the search.
-            folder: of the run.
-            seconds: in which trials ran, of earlier submissions.
+            folder: folder of the run.
+            seconds: wall-clock seconds in which trials of earlier submissions ran.
             on_seconds: called with the seconds of all submissions when a trial has ended.
         """
         self._config, self._on_seconds = config, on_seconds
         self.on_end: Callable[[Trial], None] = lambda trial: None
-        """Called with a trial that has ended, once it is on storage."""
+        """Called with a trial that has ended, after it is saved."""
         self._files = folder / _FOLDER
         self.records: dict[str, Trial] = {}
-        """All trials that were begun, by key, reference trials included."""
+        """All trials that have begun, by key, reference trials included."""
         for name in self._files.names(".json"):
             trial = Trial.from_json(json.loads(self._files.read(name) or "{}"))
             self.records[trial.key] = trial
@@ -64,7 +64,7 @@ class TrialLog:
             config, num_scores=self.objective.num_scores, num_known=len(self.records)
         )
         self.seconds = self._seconds_before = seconds
-        """Time in which trials ran, of all submissions together."""
+        """Wall-clock seconds in which trials ran, over all submissions."""
         self._started = time.monotonic()
         for trial in self.trials:
             self.sampler.ask(trial.key, trial.point)
@@ -73,17 +73,17 @@ class TrialLog:
 
     @property
     def num_trials(self) -> int:
-        """Trials of the whole search, without the reference trials."""
+        """Number of trials of the whole search, without the reference trials."""
         return self.sampler.num_trials
 
     @property
     def num_total(self) -> int:
-        """Trials of the whole search, reference trials included."""
+        """Number of trials of the whole search, reference trials included."""
         return self.num_trials + len(self._config.references)
 
     @property
     def num_left(self) -> int:
-        """Trials, reference trials included, that have yet to end."""
+        """Number of trials, reference trials included, that have yet to end."""
         return self.num_total - sum(trial.ended for trial in list(self.records.values()))
 
     @property
@@ -108,16 +108,18 @@ class TrialLog:
 
     @property
     def comparable_references(self) -> list[Trial]:
-        """Reference trials whose score compares with those of the trials."""
+        """Reference trials whose scores are comparable with those of trials."""
         return references.comparable(self.objective, self.references)
 
     def best(self, num: int = 1) -> list[Trial]:
-        """The trials with the best scores; of a Pareto search those that reach the target first."""
+        """The trials with the best scores; in a Pareto search, those with the fewest samples to the
+        target.
+        """
         control = self._control
         return sorted(self.scored, key=lambda t: self.objective.rank(t, control=control))[:num]
 
     def scores(self, trial: Trial) -> list[float]:
-        """What the sampler minimizes, of a trial with a deviation."""
+        """The values that the sampler minimizes, for a trial with a deviation."""
         return self.objective.scores(trial, control=self._control)
 
     def propose(self) -> tuple[str, dict[str, Any]] | None:
@@ -132,14 +134,14 @@ class TrialLog:
             key = references.key(name)
             if key not in self.records:
                 return self._proposal(
-                    self._begin(key, recipe=self._config.reference(name), reference=name)
+                    self._begin(key, recipe=references.recipe(self._config, name), reference=name)
                 )
         while (number := len(self.trials)) < self.num_trials:
             key = f"{number:05d}"
             point = self.sampler.propose(key, number)
             try:
                 recipe = self._config.pretraining(space.at(self._config.recipe, point))
-            except ConfigError as error:  # each setting is valid, and not with the others
+            except ConfigError as error:  # each setting is valid alone, but not combined
                 self._begin(key, point=point)
                 self.finish(key, None, str(error))
                 continue
@@ -192,7 +194,7 @@ class TrialLog:
         return trial
 
     def _proposal(self, trial: Trial) -> tuple[str, dict[str, Any]]:
-        """Key and job; read from the record, so that a trial run again has the recipe it had."""
+        """Key and job; read from the record, so that a repeated trial has the same recipe."""
         recipe = load.validate(PretrainConfig, trial.recipe or {})
         training = None
         if self._config.downstream is not None:

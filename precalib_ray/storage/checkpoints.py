@@ -20,7 +20,7 @@ from precalib_ray.errors import CheckpointError
 from precalib_ray.storage.folder import download, is_local
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN}
-"""Errors of a storage that may be back in a moment; reading a damaged file gives others."""
+"""Transient errors of storage; reading a damaged file gives others."""
 
 
 def step_name(step: int) -> str:
@@ -57,7 +57,7 @@ class CheckpointStore:
         return sorted(found, key=self._age)
 
     def remove_unfinished(self) -> None:
-        """Delete what a killed writer left."""
+        """Delete what a killed writer left behind."""
         for name in self._listing():
             if self._unfinished.fullmatch(name):
                 self._files.delete_dir(self.path(name))
@@ -76,7 +76,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: there are some, and none is usable.
-            OSError: the storage fails, perhaps for a moment.
+            OSError: the storage fails, possibly transiently.
         """
         failure = ""
         for name in self.names():
@@ -157,7 +157,7 @@ class CheckpointStore:
             yield copy
 
     def _listing(self) -> list[str]:
-        # A missing folder is an error: a storage that is gone must not look like a run's begin.
+        # A missing folder is an error: it must not be mistaken for a fresh run.
         selector = pyarrow.fs.FileSelector(self._path)
         return [info.base_name for info in self._files.get_file_info(selector)]
 

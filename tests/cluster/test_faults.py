@@ -207,7 +207,7 @@ def test_sigterm_then_the_driver_killed_then_the_head_then_resubmitted(
     job.process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     assert job.end() == InterruptedRunError.exit_code, job.said
-    assert "the same command goes on from the last checkpoint" in job.said
+    assert "the same command resumes from the last checkpoint" in job.said
     assert time.monotonic() - started < 30
     step = newest_step(folder)
     assert 0 < step < NUM_STEPS
@@ -376,7 +376,7 @@ def test_a_node_that_will_be_taken_away(island: Island, tmp_path: Path) -> None:
         step = wait_for(lambda: newest_step(tmp_path / "run"), seconds=10)
         assert leaving.wait(15) == 0
     done, said = running.result(300)
-    assert "will be taken away: writing a checkpoint" in said
+    assert "is being preempted: writing a checkpoint" in said
     assert 0 < step < 3000
     assert done.outcome.hardware.num_workers == 1
     assert_same_batches(in_process(content), weights(done))

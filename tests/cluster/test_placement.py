@@ -77,7 +77,7 @@ def test_a_refusal_names_the_request_and_the_resources() -> None:
     nodes = [node(8, 4, kind="H100", zone="b"), node(8, 4, kind="H100", zone="b"), node(2)]
     assert _too_small(asked, nodes) == (
         "the cluster can never run this job: 5 x 6 CPU and 1 GPU (H100) on nodes with "
-        "zone=b, placement PACK; there is room for 2 on\n"
+        "zone=b, placement PACK; it has capacity for 2 on\n"
         "  2 nodes of 8 CPU, 4 GPU (H100), zone=b\n"
         "  1 node of 2 CPU, 0 GPU, none of the labels"
     )
@@ -225,7 +225,7 @@ def test_what_can_never_fit_is_refused_within_a_minute(nodes: Nodes) -> None:
     assert done.code == 6, done.out + done.err
     assert done.seconds < 60
     assert (
-        "3 x 1 CPU on nodes with zone=!blind, placement STRICT_SPREAD; there is room for 2 on"
+        "3 x 1 CPU on nodes with zone=!blind, placement STRICT_SPREAD; it has capacity for 2 on"
         in (done.err)
     )
     assert "1 node of 2 CPU, 0 GPU, zone=a" in done.err

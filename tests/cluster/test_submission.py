@@ -202,7 +202,7 @@ def test_a_job_is_followed_to_its_end(head: Head, tmp_path: Path) -> None:
         wait(client, taken, JobStatus.RUNNING)
         again, _ = ended(given(head, job, follow=False))
         wait(client, again.id, JobStatus.SUCCEEDED)
-        assert "has finished before" in client.get_job_logs(again.id)
+        assert "has finished already" in client.get_job_logs(again.id)
         known = load.validate(
             RegisterConfig, {"path": str(tmp_path / "given" / "final"), "tracking": {"uri": store}}
         )

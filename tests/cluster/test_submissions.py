@@ -58,7 +58,7 @@ def test_two_submissions_at_the_same_moment_return_one_version(twice: Twice) -> 
     assert twice.other_code == 0, twice.said
     assert twice.done.model_uri == f"models:/{NAME}/1"
     assert twice.said.count(f"registered: models:/{NAME}/1") == 2
-    assert twice.said.count("run has finished before; nothing is done again") == 1
+    assert twice.said.count("run has finished already; returning its result") == 1
     client = MlflowClient(tracking_uri=twice.store)
     (version,) = client.search_model_versions(f"name='{NAME}'")
     experiment = client.get_run(version.run_id).info.experiment_id

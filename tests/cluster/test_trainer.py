@@ -20,12 +20,12 @@ def test_a_users_mistake_is_raised_as_it_is() -> None:
     [
         (
             ray.train.WorkerGroupError("failed", {1: ray.exceptions.RayActorError()}),
-            "workers were lost more often than scaling.max_failures allows; the last time "
-            "of rank 1. Submitted again",
+            "workers were lost more often than scaling.max_failures allows; most recently "
+            "rank 1. Submitted again",
         ),
         (
-            ray.train.ControllerError(ValueError("placement group removed\nmore")),
-            "Ray's controller of the run failed: placement group removed. Submitted again",
+            ray.train.ControllerError(ray.exceptions.TaskPlacementGroupRemoved()),
+            "Ray's controller of the run failed: The placement group corresponding to this task",
         ),
         (ray.exceptions.RayActorError(), "Ray's controller of the run was lost more often"),
     ],
@@ -36,6 +36,12 @@ def test_what_is_lost_is_the_clusters(error: Exception, message: str) -> None:
     assert str(found).startswith(message)
 
 
-def test_a_defect_is_unchanged() -> None:
-    defect = ray.train.WorkerGroupError("failed", {0: KeyError("a")})
+@pytest.mark.parametrize(
+    "defect",
+    [
+        ray.train.WorkerGroupError("failed", {0: KeyError("a")}),
+        ray.train.ControllerError(AttributeError("no such attribute")),
+    ],
+)
+def test_a_defect_is_unchanged(defect: Exception) -> None:
     assert _cause(defect) is defect

@@ -121,22 +121,23 @@ BAD = {
         {"labels": {"kind": "smoothed"}, "loss": {"kind": "cross_entropy", "label_smoothing": 0.1}},
         "loss.label_smoothing", 0.1, "labels.kind=smoothed smooths already", "",
     ),
-    "deviation that every model shows": (
+    "deviation that every model reaches": (
         {"duration": NEEDED | {"until_deviation": 0.9}}, "duration.until_deviation", 0.9,
         "must be < 1 - 1/K = 0.9", "",
     ),
     "all probes held out": (
         {"duration": NEEDED, "probes": {"noise": {}, "data": {"real": {"path": "d"}}}},
-        "duration.until_deviation", 0.01, "no probe can show it: all are held out", "",
+        "duration.until_deviation", 0.01, "is never measured: all probes are held out", "",
     ),
     "first probing after the end": (
         {"duration": NEEDED | {"steps": 9}}, "duration.until_deviation", 0.01,
-        "no probe can show it: the first would be at step 10 or later, and the run ends at 9", "",
+        "is never measured: the first probing would be at step 10 or later, and the run ends at 9",
+        "",
     ),
     "first probing unaffordable": (
         {"duration": NEEDED | {"samples": 12800}, "probes": {"max_share": 0.001}},
         "duration.until_deviation", 0.01,
-        "the first would be at step 501 or later, and the run ends at 100; raise probes.max_share",
+        "first probing would be at step 501 or later, and the run ends at 100; raise",
         "",
     ),
     "typo in a section": (
@@ -356,7 +357,7 @@ def test_what_is_refused_as_unaffordable_is_so():
         if fits:
             load.validate(PretrainConfig, content)
         else:
-            with pytest.raises(ConfigError, match="no probe can show it"):
+            with pytest.raises(ConfigError, match="is never measured"):
                 load.validate(PretrainConfig, content)
 
 

@@ -75,7 +75,7 @@ def test_grid_of_integers_holds_both_ends(low: int, width: int) -> None:
     [
         ({"choice": []}, r"x\.choice: \[\]: must be a list of one value or more"),
         ({"choice": 3}, r"x\.choice.*must be a list"),
-        ({"kind": {"choice": ["a", "b"]}, "of_b": {"uniform": [1, 2]}}, r"x\.kind.*settings go"),
+        ({"kind": {"choice": ["a", "b"]}, "of_b": {"uniform": [1, 2]}}, r"x\.kind.*belong"),
         ({"uniform": [1]}, r"must be \[low, high\]"),
         ({"uniform": [2, 1]}, "low must be < high"),
         ({"uniform": ["a", 1]}, r"must be \[low, high\]"),

@@ -216,7 +216,7 @@ def test_code_in_the_state_is_refused_and_not_run(plain, tmp_path):
         file.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, file)
-    with pytest.raises(CheckpointError, match="not ours") as caught:
+    with pytest.raises(CheckpointError, match="not written by precalib_ray") as caught:
         checkpoint.load_trainer_state(tmp_path / "c")
     assert str(caught.value).startswith(f"{file}: ")
     assert not proof.exists()

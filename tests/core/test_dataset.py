@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precalib_ray.core.dataset import DatasetInfo, stratified_cut
+from precalib_ray.core.dataset import DatasetInfo, stratified_split
 
 
 def info(**changes):
@@ -98,7 +98,7 @@ def test_measured_agrees_with_torch():
     seed=st.integers(0, 99),
 )
 def test_cut_is_a_stratified_partition(labels, fraction, seed):
-    kept, cut = stratified_cut(labels, fraction=fraction, seed=seed)
+    kept, cut = stratified_split(labels, fraction=fraction, seed=seed)
     assert sorted([*kept.tolist(), *cut.tolist()]) == list(range(len(labels)))
     assert kept.tolist() == sorted(kept.tolist())
     assert cut.tolist() == sorted(cut.tolist())
@@ -109,7 +109,7 @@ def test_cut_is_a_stratified_partition(labels, fraction, seed):
 def test_cut_depends_on_the_seed_alone():
     labels = torch.arange(400) % 4
     first, again, other = (
-        stratified_cut(labels, fraction=0.25, seed=seed)[1].tolist() for seed in (5, 5, 6)
+        stratified_split(labels, fraction=0.25, seed=seed)[1].tolist() for seed in (5, 5, 6)
     )
     assert first == again != other
 
@@ -117,4 +117,4 @@ def test_cut_depends_on_the_seed_alone():
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
 def test_cut_refuses(fraction):
     with pytest.raises(ValueError, match="fraction must be at least 0 and below 1"):
-        stratified_cut(torch.zeros(3, dtype=torch.int64), fraction=fraction, seed=0)
+        stratified_split(torch.zeros(3, dtype=torch.int64), fraction=fraction, seed=0)

@@ -83,9 +83,9 @@ def test_images_are_left_alone():
 @pytest.mark.parametrize(
     ("images", "shape", "moments", "message"),
     [
-        (noise(2, 3, 6, 5), (1, 6, 5), RGB, r"\(3, 6, 5\) cannot be brought to .* \(1, 6, 5\)"),
-        (noise(2, 3, 6, 5), (4, 6, 5), RGB, r"\(3, 6, 5\) cannot be brought to .* \(4, 6, 5\)"),
-        (noise(2, 1, 6, 5), (6, 5), GRAY, r"\(1, 6, 5\) cannot be brought to .* \(6, 5\)"),
+        (noise(2, 3, 6, 5), (1, 6, 5), RGB, r"\(3, 6, 5\) cannot be converted to .* \(1, 6, 5\)"),
+        (noise(2, 3, 6, 5), (4, 6, 5), RGB, r"\(3, 6, 5\) cannot be converted to .* \(4, 6, 5\)"),
+        (noise(2, 1, 6, 5), (6, 5), GRAY, r"\(1, 6, 5\) cannot be converted to .* \(6, 5\)"),
         (noise(2, 3, 6, 5), (64,), RGB, r"\(3, 6, 5\) cannot be flattened to .* \(64,\)"),
         (noise(2, 3, 6, 5), (3, 6, 5), GRAY, r"one number per channel of \(3, 6, 5\), got 1 and 1"),
         (noise(2, 1, 6, 5), (3, 6, 5), RGB, r"one number per channel of \(1, 6, 5\), got 3 and 3"),

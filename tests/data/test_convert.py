@@ -148,8 +148,8 @@ def spoil(name, change):
     [
         (
             lambda source: (source / LABELS).unlink(),
-            "neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz is there; of this "
-            "kind it has t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, train-images-idx3-ubyte",
+            "neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz exists; idx files "
+            "there: t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, train-images-idx3-ubyte",
         ),
         (
             spoil(IMAGES, lambda data: b"\x89PNG" + data[4:]),
@@ -306,13 +306,13 @@ def test_torchvision_files_absent(tmp_path, name):
         convert_torchvision(tmp_path / "out", name=name, root=tmp_path / "root")
     message = str(caught.value)
     assert message.startswith(f"{name} under {tmp_path / 'root'}: ")
-    assert "convert with download=true where the network allows it" in message
+    assert "convert with download=true if the network allows it" in message
 
 
 def test_torchvision_file_damaged(tmp_path):
     make_idx(tmp_path / "MNIST" / "raw")
     spoil(f"MNIST/raw/{IMAGES}", lambda data: b"\x89PNG" + data[4:])(tmp_path)
-    with pytest.raises(DataError, match=f"MNIST under {tmp_path}: .*put good files there"):
+    with pytest.raises(DataError, match=f"MNIST under {tmp_path}: .*put intact files there"):
         convert_torchvision(tmp_path / "out", name="MNIST", root=tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_patches_are_antialiased():
 
 
 def test_patches_refuse_other_channels():
-    with pytest.raises(ValueError, match=r"1 or 3 channels, asked for shape \(2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"1 or 3 channels, got shape \(2, 8, 8\)"):
         photo_patches((2, 8, 8), num=1, seed=0)
 
 

@@ -346,7 +346,7 @@ def test_file_of_another_program(tmp_path, kind):
     split = read_split(path, num_classes=5)
     assert torch.equal(split.images, images)
     assert split.info == DatasetInfo.measured(images, class_names=["0", "1", "2", "3", "4"])
-    assert refusal(path) == f"{path}: no metadata of precalib_ray in it; give num_classes"
+    assert refusal(path) == f"{path}: no metadata of precalib_ray in it; set num_classes"
     with pytest.raises(DataError, match="no metadata of precalib_ray in it"):
         read_info(path)
 
@@ -355,7 +355,7 @@ def test_num_classes_must_agree_with_the_metadata(tmp_path):
     path = tmp_path / "train.parquet"
     write_split(path, *make())
     assert read_split(path, num_classes=3).info.num_classes == 3
-    assert refusal(path, num_classes=10) == f"{path}: has 3 classes, 10 were asked for"
+    assert refusal(path, num_classes=10) == f"{path}: has 3 classes, expected 10"
 
 
 @pytest.mark.parametrize("read", [read_split, read_info])

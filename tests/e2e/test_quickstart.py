@@ -30,7 +30,7 @@ def test_quickstart(quickstart: Quickstart) -> None:
     assert outcome["progress"]["seconds"] <= 15
 
     for text in (
-        "AUROC, unknown images",
+        "AUROC, OOD images",
         "accuracy",
         "ECE",
         "NLL",
@@ -49,4 +49,4 @@ def test_quickstart(quickstart: Quickstart) -> None:
 
     again = run_job(folder, "quickstart")
     assert again.code == 0
-    assert again.out.count("has finished before") == 3
+    assert again.out.count("has finished already") == 3

@@ -75,7 +75,7 @@ def test_own_noise_lies_where_the_job_is_started_which_goes_on_when_interrupted(
         started.send_signal(signal.SIGINT)
         _, err = started.communicate(timeout=60)
     assert started.returncode == 130
-    assert err == "pretrain.py: interrupted; the same command goes on from the last checkpoint\n"
+    assert err == "pretrain.py: interrupted; the same command resumes from the last checkpoint\n"
     assert not (folder / "final").exists()
 
     again = job("pretrain", *arguments)

@@ -79,7 +79,7 @@ def test_a_driver_that_is_killed_then_interrupted_loses_no_trial_and_repeats_non
         if sent == signal.SIGINT:
             assert code == 130
             assert told == (
-                "search.py: interrupted; the same command goes on from the last checkpoint\n"
+                "search.py: interrupted; the same command resumes from the last checkpoint\n"
             )
         found = ended(tmp_path)
         assert {key: found[key] for key in before} == before, sent

@@ -200,7 +200,7 @@ def test_pretrain_then_its_retry(cluster: Cluster) -> None:
     assert (cluster.app / "runs" / "mlp-digits" / "final" / "model.safetensors").exists()
     again = cluster.submit("pretrain")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "mlp-digits has finished before" in again.stdout
+    assert "mlp-digits has finished already" in again.stdout
     versions = cluster.api("model-versions/search")["model_versions"]
     assert [(v["name"], v["version"]) for v in versions] == [("mlp-digits-precalibrated", "1")]
 

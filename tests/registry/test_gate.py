@@ -164,7 +164,7 @@ def test_confidence_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     number = version(store, name, tmp_path, head=1e-3)
     gate = Gate(name, tracking_uri=store)
     nothing = Panel([Probe("nan", torch.full((4, 1, 6, 6), float("nan")))])
-    with pytest.raises(GateError, match="its confidence is not a number"):
+    with pytest.raises(GateError, match="its confidence is NaN"):
         gate.promote(number, tolerance=0.9, panel_of=lambda settings: nothing)
     with pytest.raises(TrackingError, match="models:/unknown: "):
         Gate("unknown", tracking_uri=store)

@@ -112,7 +112,9 @@ def test_a_pickle_in_the_trainer_state(directory: Path, tmp_path: Path, form: st
             for name, content in members.items():
                 evil = name.endswith("data.pkl")
                 archive.writestr(name, pickle.dumps(Bomb(mark), 2) if evil else content)
-    with pytest.raises(CheckpointError, match=r"trainer_state\.pt: truncated, or not ours"):
+    with pytest.raises(
+        CheckpointError, match=r"trainer_state\.pt: truncated, or not written by precalib_ray"
+    ):
         checkpoint.load_trainer_state(directory)
     assert not mark.exists()
     # That it would have gone off:

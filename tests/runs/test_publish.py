@@ -33,4 +33,4 @@ def test_data_that_is_gone_is_announced_and_left_out(
     assert set(tracked.log_data(run, uses)) == set(uses[:1])
     assert run.end("FINISHED")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "gone has no train any more: logged without its digest" in shown
+    assert "gone no longer exists; logged without its digest" in shown

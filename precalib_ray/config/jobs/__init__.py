@@ -1,4 +1,4 @@
-"""The registry of jobs: a module here for the config of each, of the same name as the job."""
+"""The registry of jobs: one module for each config, named like the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def config_class(name: str) -> type[JobConfig]:
 
 
 def name_of(config: JobConfig) -> str:
-    """The job that a config is of; raises ValueError if of none."""
+    """The job of a config; raises ValueError if it belongs to none."""
     package, _, name = type(config).__module__.rpartition(".")
     if package != __name__ or type(config) is not config_class(name):
         raise ValueError(f"{type(config).__name__} is the config of no job")

@@ -12,7 +12,7 @@ from precalib_ray.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Family):
-    """What is converted."""
+    """A data set to convert."""
 
     kind: str
 
@@ -30,8 +30,8 @@ class FromTorchvision(Source):
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = setting(description="class in torchvision.datasets, such as CIFAR10")
-    root: str = setting("data/torchvision", description="where its files are")
-    download: bool = setting(False, description="fetch them if they are not there")
+    root: str = setting("data/torchvision", description="directory of its files")
+    download: bool = setting(False, description="download files that are missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class FromIdx(Source):
 
     kind: Literal["idx"] = "idx"
     path: str = setting(description="the folder")
-    class_names: list[str] | None = setting(None, description="null: the labels' numbers")
+    class_names: list[str] | None = setting(None, description="null: the class ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,10 @@ class FromFolder(Source):
 
     kind: Literal["folder"] = "folder"
     path: str = setting(description="the folder")
-    test_path: str | None = setting(None, description="another one, of test images")
-    shape: tuple[int, int, int] = setting(description="[C, H, W] that all images are brought to")
+    test_path: str | None = setting(
+        None, description="folder of test images, with the same classes"
+    )
+    shape: tuple[int, int, int] = setting(description="[C, H, W] that all images are resized to")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,9 +65,9 @@ class FromFolder(Source):
 class ConvertConfig(JobConfig):
     """Conversion of a data set to Parquet."""
 
-    source: Source = setting(description="what is converted")
-    output: str = setting(min_length=1, description="directory that is written")
+    source: Source = setting(description="data set to convert")
+    output: str = setting(min_length=1, description="directory to write")
     val_fraction: float = setting(
-        0.1, ge=0, lt=1, description="part of train that becomes val; the digits have their own"
+        0.1, ge=0, lt=1, description="fraction of train that becomes val; the digits have their own"
     )
-    seed: int = setting(0, ge=0, description="seed of that cut")
+    seed: int = setting(0, ge=0, description="seed of the split of train into train and val")

@@ -18,7 +18,7 @@ class PretrainConfig(Recipe, Distributed):
     not_identity: ClassVar[frozenset[str]] = Distributed.not_identity | {"promote"}
 
     promote: Promotion | None = setting(
-        None, description="make the version champion if the gate lets it; null: do not"
+        None, description="promote the version to champion if it passes the gate; null: do not"
     )
 
     def __post_init__(self) -> None:
@@ -28,7 +28,7 @@ class PretrainConfig(Recipe, Distributed):
             raise SettingError("promote", "{...}", "has no effect with tracking.offline")
         if self.scaling.is_elastic and self.checkpoints.every_steps is None:
             allowed = (
-                "needs checkpoints.every_steps: where workers come or go, the run resumes from its "
-                "last checkpoint, and without one from its start"
+                "needs checkpoints.every_steps: when workers join or leave, the run resumes from "
+                "its last checkpoint, and without one from the beginning"
             )
             raise SettingError("scaling.num_workers", plain(self.scaling.num_workers), allowed)

@@ -15,17 +15,19 @@ class PromoteConfig(JobConfig):
 
     flags = (Flag("--rollback", "rollback=true"),)
 
-    name: str = setting(pattern=NAME, description="registered model")
+    name: str = setting(pattern=NAME, description="name of the registered model")
     version: str = setting(
         "candidate",
         pattern=r"^[\w.-]+$",
-        coerce_numbers_to_str=True,  # as a command line's version=3 comes
-        description="the version, by number or alias",
+        coerce_numbers_to_str=True,  # version=3 on the command line
+        description="version number or alias",
     )
     tolerance: float = setting(
-        TOLERANCE, ge=0, lt=1, description="largest deviation on the worst probe of a champion"
+        TOLERANCE, ge=0, lt=1, description="maximum deviation of a champion, on its worst probe"
     )
-    probes: PanelSettings = setting(PanelSettings(), description="what it is measured on")
-    rollback: bool = setting(False, description="go back to the previous champion, unmeasured")
+    probes: PanelSettings = setting(PanelSettings(), description="probe settings")
+    rollback: bool = setting(
+        False, description="restore the previous champion, without measuring it"
+    )
     trust_code: bool = setting(False, description="run the function that builds the model")
-    tracking: Server = setting(Server(), description="where MLflow is")
+    tracking: Server = setting(Server(), description="MLflow server")

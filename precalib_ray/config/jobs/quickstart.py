@@ -11,7 +11,7 @@ from precalib_ray.core.spec import setting
 from precalib_ray.errors import SettingError
 
 SHAPE, NUM_CLASSES = (1, 8, 8), 10
-"""Of the digits."""
+"""Image shape and number of classes of the digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class QuickstartConfig(JobConfig):
 
     not_identity = frozenset({"output"})
 
-    output: str = setting(
-        "runs/quickstart", min_length=1, description="where everything is written"
-    )
+    output: str = setting("runs/quickstart", min_length=1, description="output directory")
     seed: int = setting(0, ge=0, description="seed of everything random")
-    epochs: int = setting(15, ge=1, le=1000, description="data training of both networks")
+    epochs: int = setting(
+        15, ge=1, le=1000, description="epochs of data training, for both networks"
+    )
     model: Model = setting(
         MLP(num_classes=NUM_CLASSES, input_shape=SHAPE, depth=6, width=256, init="he"),
-        description="the network; it must take 1x8x8 images and give 10 classes",
+        description="the network, for images of shape 1x8x8 and 10 classes",
     )
 
     def __post_init__(self) -> None:

@@ -12,14 +12,14 @@ from precalib_ray.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterConfig(JobConfig):
-    """Registration of a checkpoint directory, however old."""
+    """Registration of a checkpoint directory."""
 
-    path: str = setting(min_length=1, description="the directory")
-    probes: PanelSettings = setting(
-        PanelSettings(), description="what its deviation is measured on"
-    )
+    path: str = setting(min_length=1, description="checkpoint directory")
+    probes: PanelSettings = setting(PanelSettings(), description="probe settings")
     trust_code: bool = setting(False, description="run the function that builds the model")
-    tracking: Tracking = setting(Tracking(), description="where MLflow is")
+    tracking: Tracking = setting(
+        Tracking(), description="MLflow server, and what the job logs there"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,36 +25,44 @@ class Asha(Section):
 
     grace_samples: int = setting(1024, ge=1, description="samples before a trial may be stopped")
     reduction_factor: float = setting(
-        3.0, gt=1, le=100, description="one in so many goes on at each rung"
+        3.0, gt=1, le=100, description="1 of so many trials continues at each rung"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Downstream(Section):
-    """The data training that recipes are judged by."""
+    """The data training that evaluates a recipe."""
 
-    data: TrainData = setting(description="what is learned")
+    data: TrainData = setting(description="data set to train on")
     num_samples: int | None = setting(
-        None, ge=2, description="training images that are used; null: all"
+        None, ge=2, description="number of training images used; null: all"
     )
-    epochs: int = setting(3, ge=1, le=1000, description="passes over them")
-    batch_size: int = setting(128, ge=1, description="samples of a step")
+    epochs: int = setting(3, ge=1, le=1000, description="passes over the training images")
+    batch_size: int = setting(128, ge=1, description="samples per step")
     optimizer: Optimizer = setting(Adam(), description="optimizer of the data training")
     accuracy_loss: float = setting(
-        0.005, ge=0, lt=1, description="accuracy that a recipe may lose, by the untrained network"
+        0.005,
+        ge=0,
+        lt=1,
+        description="allowed loss of accuracy relative to the untrained reference",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials(Section):
-    """What a trial is given."""
+    """The resources of a trial."""
 
     num_workers: int = setting(
-        1, ge=1, le=1000, description="training processes; one runs in the trial itself"
+        1,
+        ge=1,
+        le=1000,
+        description="number of training processes; a single one is the trial's own",
     )
-    cpus: float = setting(1.0, gt=0, description="CPUs of a worker")
-    gpus: float = setting(0.0, ge=0, description="GPUs of a worker; a fraction shares one")
-    max_concurrent: int | None = setting(None, ge=1, description="trials at once; null: what fits")
+    cpus: float = setting(1.0, gt=0, description="CPUs per worker")
+    gpus: float = setting(0.0, ge=0, description="GPUs per worker; a fraction shares one")
+    max_concurrent: int | None = setting(
+        None, ge=1, description="maximum concurrent trials; null: as many as fit"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,31 +93,36 @@ class SearchConfig(Named):
         "gap of confidence and accuracy in the data training that follows",
     )
     num_trials: int = setting(
-        64, ge=1, le=1_000_000, description="trials; a grid has its own number"
+        64, ge=1, le=1_000_000, description="number of trials; a grid determines its own"
     )
-    asha: Asha | None = setting(Asha(), description="stops hopeless trials early; null: none")
+    asha: Asha | None = setting(Asha(), description="early stopping of trials; null: none")
     references: list[Reference] = setting(
         factory=lambda: ["untrained", "zero_head", "paper"],
-        description="trials to compare with, outside the count",
+        description="reference trials, not counted in num_trials",
     )
     paper_samples: int = setting(
-        250_000, ge=1, description="length of the reference trial paper; as published 250,000"
+        250_000,
+        ge=1,
+        description="samples of the reference trial paper (250,000 as published)",
     )
-    downstream: Downstream | None = setting(None, description="for the objective downstream")
-    trials: Trials = setting(Trials(), description="what a trial is given")
+    downstream: Downstream | None = setting(None, description="required by objective=downstream")
+    trials: Trials = setting(Trials(), description="resources of a trial")
     register_best: bool = setting(
         False, description="re-run the best recipe with other seeds and register the median"
     )
-    register_seeds: int = setting(3, ge=1, le=100, description="seeds of that")
+    register_seeds: int = setting(3, ge=1, le=100, description="number of seeds for register_best")
     promote: Promotion | None = setting(
-        None, description="make what is registered champion if the gate lets it; null: do not"
+        None,
+        description="promote the registered version to champion if it passes the gate; "
+        "null: do not",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in _OF_THE_SEARCH:
             if name in self.recipe:
-                raise SettingError(f"recipe.{name}", self.recipe[name], f"is {name} above")
+                allowed = "belongs at the top level of the search, not in recipe"
+                raise SettingError(f"recipe.{name}", self.recipe[name], allowed)
         if len(set(self.references)) < len(self.references):
             raise SettingError("references", self.references, "must not repeat a trial")
         if self.promote is not None and not self.register_best:
@@ -120,25 +133,25 @@ class SearchConfig(Named):
                 allowed = "is required by objective=cost_to_target"
                 raise SettingError("recipe.duration.until_deviation", None, allowed)
             if recipe.max_samples is None:
-                allowed = "needs steps or samples: trials are compared by them"
+                allowed = "needs steps or samples, by which trials are compared"
                 raise SettingError("recipe.duration", None, allowed)
         if self.algorithm == "grid":
             for _ in space.grid(self.recipe):
                 pass
         if (self.objective == "downstream") != (self.downstream is not None):
-            allowed = "goes with objective=downstream, and that with it"
+            allowed = "must be set if and only if objective=downstream"
             raise SettingError("downstream", self.objective, allowed)
         if self.downstream is not None and self.trials.num_workers > 1:
             allowed = "must be 1 with objective=downstream, which trains in the trial itself"
             raise SettingError("trials.num_workers", self.trials.num_workers, allowed)
         if self.downstream is not None and "untrained" not in self.references:
-            allowed = "must hold untrained: its accuracy is what no recipe may lose"
+            allowed = "must hold untrained: downstream.accuracy_loss is relative to its accuracy"
             raise SettingError("references", self.references, allowed)
 
     def pretraining(
         self, recipe: dict[str, Any], *, name: str | None = None, **fields: Any
     ) -> PretrainConfig:
-        """The job ``pretrain`` of a recipe; raises ConfigError with paths from ``recipe.`` on."""
+        """The job ``pretrain`` of a recipe; raises ConfigError with paths under ``recipe``."""
         content = {
             "seed": self.seed,
             **recipe,
@@ -165,27 +178,8 @@ class SearchConfig(Named):
         points = space.corners(self.recipe)
         return [self.pretraining(space.at(self.recipe, point)) for point in points]
 
-    def reference(self, name: Reference) -> PretrainConfig:
-        """The job ``pretrain`` of a reference trial, with model and probes of the search."""
-        first = space.at(self.recipe, next(iter(space.corners(self.recipe))))
-        kept = {key: first[key] for key in ("model", "probes", "compute") if key in first}
-        nothing = {"noise": {"kind": "gaussian"}, "duration": {"steps": 0}}
-        published = {
-            "noise": {"kind": "gaussian"},
-            "labels": {"kind": "hard"},
-            "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
-            "batch_size": 128,
-            "duration": {"samples": self.paper_samples},
-        }
-        own: dict[str, dict[str, Any]] = {
-            "untrained": nothing,
-            "zero_head": {**nothing, "head_scale": 0.0},
-            "paper": published,
-        }
-        return self.pretraining({**kept, **own[name]})
-
     def data_training(self, pretraining: PretrainConfig) -> TrainConfig:
-        """The job ``train`` that a recipe is judged by."""
+        """The job ``train`` that evaluates a recipe."""
         assert self.downstream is not None, "checked above"
         return TrainConfig(
             name=self.name,

@@ -10,21 +10,21 @@ from precalib_ray.core.spec import Section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingChanges(Section):
-    """What differs from the tracking that the run was submitted with."""
+    """Changes to the tracking settings of the run."""
 
     uri: str | None = setting(None, description="tracking server; null: the run's")
     experiment: str | None = setting(
-        None, min_length=1, description="experiment's name; null: the run's"
+        None, min_length=1, description="name of the experiment; null: the run's"
     )
     offline: bool | None = setting(
-        None, description="false for a run that was made offline; null: as the run"
+        None, description="false: send a run that was made offline; null: the run's"
     )
     register_as: str | None = setting(
-        None, pattern=NAME, description="registered model; null: the run's"
+        None, pattern=NAME, description="name of the registered model; null: the run's"
     )
-    tags: dict[str, str] | None = setting(None, description="more tags; null: the run's")
+    tags: dict[str, str] | None = setting(None, description="additional tags; null: the run's")
     max_wait: float | None = setting(
-        None, ge=0, le=86_400, description="seconds to wait for a server; null: the run's"
+        None, ge=0, le=86_400, description="maximum seconds to wait for a server; null: the run's"
     )
 
     def __post_init__(self) -> None:
@@ -34,8 +34,8 @@ class TrackingChanges(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig(Stored):
-    """Sending of what MLflow did not take of a run that has ended."""
+    """Send a finished run's pending data to MLflow."""
 
     tracking: TrackingChanges | None = setting(
-        None, description="where MLflow is; null: as the run was submitted"
+        None, description="changes to the run's tracking settings; null: none"
     )

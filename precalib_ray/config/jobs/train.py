@@ -20,7 +20,7 @@ class StartSettings(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class FromRegistry(StartSettings):
-    """The pre-calibrated model of an MLflow registry."""
+    """A pre-calibrated model of an MLflow registry."""
 
     kind: Literal["registry"] = "registry"
     uri: str = setting(
@@ -35,7 +35,7 @@ class FromCheckpoint(StartSettings):
     """A checkpoint directory."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    path: str = setting(description="the directory")
+    path: str = setting(description="checkpoint directory")
     trust_code: bool = setting(False, description="run the function that builds the model")
 
 
@@ -59,7 +59,7 @@ class FromZeroHead(StartSettings):
 class TrainConfig(DataTrainingSettings, Distributed):
     """Data training: from a pre-calibrated checkpoint, or from one of its baselines."""
 
-    start: StartSettings = setting(description="where the weights come from")
+    start: StartSettings = setting(description="network to start from")
 
     def __post_init__(self) -> None:
         super().__post_init__()

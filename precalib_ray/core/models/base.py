@@ -1,6 +1,6 @@
-"""What all model families share: how a classifier is built from its settings.
+"""The base of all model families: a classifier is built from its settings.
 
-The settings of a model are what a config holds under ``model``, and what ``model.json`` keeps.
+The settings of a model are the section ``model`` of a config; ``model.json`` stores them.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from precalib_ray.core.lazy import torch
 from precalib_ray.core.spec import Family, setting
@@ -23,7 +23,7 @@ RESERVED_ARGUMENTS = (
     "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
     "checkpoint_path", "cache_dir", "num_classes",
 )  # fmt: skip
-"""What ``args`` may not hold: weights come from a checkpoint, and from nowhere else."""
+"""Arguments that ``args`` must not contain: weights come only from checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Snippet:
 
     imports: list[str]
     lines: list[str]
-    """They read the settings from ``spec``, a mapping, and leave ``model``."""
+    """Statements that read the settings from ``spec``, a mapping, and define ``model``."""
     requires: str
-    """What must be installed, for people."""
+    """The packages that must be installed, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Model(Family):
     """Whether building it imports code that the settings name, which a registry must not choose."""
 
     kind: str
-    num_classes: int = setting(ge=2, le=1_000_000, description="K")
+    num_classes: int = setting(ge=2, le=1_000_000, description="number of classes K")
     input_shape: tuple[int, ...] = setting(description="[C, H, W], or [D] for flat inputs")
     init: Literal["default", "he"] = setting(
         "default",
@@ -59,11 +59,15 @@ class Model(Family):
                 raise SettingError(f"input_shape.{index}", size, "must be >= 1")
         if len(self.input_shape) not in (1, 3):
             raise SettingError("input_shape", list(self.input_shape), "must be [C, H, W] or [D]")
+        for key in RESERVED_ARGUMENTS:
+            arguments = getattr(self, "args", {})
+            if key in arguments:
+                raise SettingError(f"args.{key}", arguments[key], "is set by precalib_ray")
 
     @property
     @abstractmethod
     def architecture(self) -> str:
-        """The name that people know it by."""
+        """Display name of the architecture."""
 
     @abstractmethod
     def construct(self) -> nn.Module:
@@ -101,7 +105,7 @@ def _without_values() -> Iterator[None]:
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     def drop_values(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.is_meta:  # tied to one made before
+        if parameter.is_meta:  # tied to an earlier one
             return parameter
         return torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
@@ -133,10 +137,3 @@ def require_known(name: str, names: Sequence[str], what: str) -> None:
     if name not in names:
         hint = " or ".join(nearest(name, names))
         raise SettingError("name", name, f"is not the name of {what}", hint)
-
-
-def refuse_reserved(arguments: Mapping[str, Any]) -> None:
-    """Raise SettingError if ``args`` would fetch weights or contradict the settings."""
-    for key in RESERVED_ARGUMENTS:
-        if key in arguments:
-            raise SettingError(f"args.{key}", arguments[key], "is set by precalib_ray")

@@ -21,7 +21,7 @@ class Function(Model):
     runs_code: ClassVar[bool] = True
     kind: Literal["function"] = "function"
     name: str = setting(pattern=FUNCTION_NAME, description="module:function")
-    args: dict[str, Any] = setting(factory=dict, description="more arguments of the function")
+    args: dict[str, Any] = setting(factory=dict, description="additional arguments of the function")
 
     @property
     def architecture(self) -> str:

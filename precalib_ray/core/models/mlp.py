@@ -1,4 +1,4 @@
-"""Perceptrons."""
+"""Multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MLP(Model):
-    """A perceptron with ReLU: the paper's network."""
+    """A multilayer perceptron with ReLU: the paper's network."""
 
     kind: Literal["mlp"] = "mlp"
     depth: int = setting(3, ge=1, le=1000, description="hidden layers")
-    width: int = setting(256, ge=1, le=100_000, description="units of a hidden layer")
+    width: int = setting(256, ge=1, le=100_000, description="units per hidden layer")
     batch_norm: bool = setting(False, description="BatchNorm before each ReLU")
 
     @property

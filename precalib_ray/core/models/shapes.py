@@ -1,4 +1,4 @@
-"""Whether a model takes inputs of its declared shape, without computing anything."""
+"""Check that a model accepts inputs of its declared shape, without computing anything."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ShapeError(ValueError):
 
 
 def check_input(settings: Model) -> None:
-    """Push a batch of the declared input shape through the model.
+    """Run a forward pass on the device ``meta`` with inputs of the declared shape.
 
     Raises:
-        ShapeError: the model refuses the shape; the message names one that it takes, if one of
-            the usual sizes is.
+        ShapeError: the model refuses the shape; the message names one that it accepts, if one
+            of the usual sizes is.
         ValueError: the model cannot be built.
     """
     shape = settings.input_shape
@@ -40,11 +40,11 @@ def check_input(settings: Model) -> None:
 
 
 def _try_shape(model: nn.Module, shape: tuple[int, ...], num_classes: int) -> str | None:
-    """What is wrong with inputs of this shape, if anything."""
+    """The reason why inputs of this shape are refused; None if they are accepted."""
     try:
         with torch.no_grad():
             outputs = model(torch.empty(2, *shape, device="meta"))
-    except Exception as error:  # a model may refuse its input in any way it likes
+    except Exception as error:  # a model may raise anything
         return str(error).partition("\n")[0] or type(error).__name__
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, num_classes):
         got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

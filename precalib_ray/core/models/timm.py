@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from precalib_ray.core.models.base import Model, Snippet, refuse_reserved, require_known
+from precalib_ray.core.models.base import Model, Snippet, require_known
 from precalib_ray.core.spec import setting
 from precalib_ray.errors import SettingError
 
@@ -18,8 +18,10 @@ class Timm(Model):
     """A timm classifier (extra: timm), never with downloaded weights."""
 
     kind: Literal["timm"] = "timm"
-    name: str = setting(description="as in timm.list_models()")
-    args: dict[str, Any] = setting(factory=dict, description="more arguments of timm.create_model")
+    name: str = setting(description="name in timm.list_models()")
+    args: dict[str, Any] = setting(
+        factory=dict, description="additional arguments of timm.create_model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +31,6 @@ class Timm(Model):
             allowed = "needs timm: pip install 'precalib_ray[timm]'"
             raise SettingError("kind", "timm", allowed) from None
         require_known(self.name, list(timm.list_models()), "a timm model")
-        refuse_reserved(self.args)
 
     @property
     def architecture(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from precalib_ray.core.models.base import Model, Snippet, refuse_reserved, require_known
+from precalib_ray.core.models.base import Model, Snippet, require_known
 from precalib_ray.core.spec import setting
 from precalib_ray.errors import SettingError
 
@@ -21,12 +21,12 @@ class Torchvision(Model):
     """A torchvision classifier, never with downloaded weights."""
 
     kind: Literal["torchvision"] = "torchvision"
-    name: str = setting(description="as in torchvision.models.list_models()")
+    name: str = setting(description="name in torchvision.models.list_models()")
     small_stem: bool = setting(
         False, description="ResNets only: 3x3 stem without pooling, for images of about 32 pixels"
     )
     args: dict[str, Any] = setting(
-        factory=dict, description="more arguments of the model's builder"
+        factory=dict, description="additional arguments of the model's builder"
     )
 
     def __post_init__(self) -> None:
@@ -36,7 +36,6 @@ class Torchvision(Model):
             raise SettingError("small_stem", True, f"only for ResNets, not for {self.name}")
         if self.small_stem and len(self.input_shape) != 3:
             raise SettingError("input_shape", list(self.input_shape), "must be [C, H, W]")
-        refuse_reserved(self.args)
 
     @property
     def architecture(self) -> str:

@@ -1,4 +1,4 @@
-"""What all noise distributions share.
+"""The base of all noise distributions.
 
 Every distribution has zero mean and unit variance before ``shift`` and ``scale``, and is a pure
 function of shape, generator and device. A shape is ``(n, *sample)``, where a sample is an image
@@ -26,7 +26,7 @@ else:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What ``matched`` noise needs of a data set, as the model sees it.
+    """Statistics of a data set's model inputs, for ``matched`` noise.
 
     For flat samples C is 1, and ``power`` is (D // 2 + 1,).
     """

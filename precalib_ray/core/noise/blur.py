@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Blur(Noise):
-    """Gaussian noise, blurred at a random scale per sample."""
+    """Gaussian noise, blurred with a random Gaussian kernel per sample."""
 
     kind: Literal["blur"] = "blur"
-    min_sigma: float = setting(0.5, gt=0, le=1000, description="least blur, pixels")
-    max_sigma: float = setting(4.0, gt=0, le=1000, description="most blur, pixels")
+    min_sigma: float = setting(0.5, gt=0, le=1000, description="minimum sigma, in pixels")
+    max_sigma: float = setting(4.0, gt=0, le=1000, description="maximum sigma, in pixels")
 
     def __post_init__(self) -> None:
         super().__post_init__()

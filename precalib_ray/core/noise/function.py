@@ -22,7 +22,7 @@ class Function(Noise):
     name: str = setting(pattern=FUNCTION_NAME, description="module:function")
 
     def fill(self, out: Tensor, generator: Generator) -> Tensor:
-        """Raises ValueError unless the function returns a tensor of the shape asked for."""
+        """Raises ValueError unless the function returns a tensor of the requested shape."""
         values = load_function(self.name)(tuple(out.shape), generator, out.device)
         if not isinstance(values, torch.Tensor):
             raise ValueError(f"{self.name} returned {type(values).__name__}, not a tensor")

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Matched(Noise):
-    """Gaussian noise with the mean, deviation and power spectrum of a data set."""
+    """Gaussian noise with the mean, standard deviation and power spectrum of a data set."""
 
     kind: Literal["matched"] = "matched"
-    data: str = setting(description="directory of a Parquet data set; its train split is measured")
+    data: str = setting(description="directory of a Parquet data set, whose train split is used")
 
     def sources(self) -> set[str]:
         return {self.data}

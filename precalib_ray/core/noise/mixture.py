@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Section):
-    """A noise and how often it is drawn."""
+    """A component of a mixture, and its weight."""
 
     weight: float = setting(1.0, gt=0, allow_inf_nan=False, description="relative frequency")
     noise: Noise = setting(description="(as noise)")
@@ -24,10 +24,10 @@ class Part(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Noise):
-    """Each sample from one of several noises."""
+    """Each sample is drawn from one of several distributions."""
 
     kind: Literal["mixture"] = "mixture"
-    parts: list[Part] = setting(min_length=1, description="what is mixed")
+    parts: list[Part] = setting(min_length=1, description="components")
 
     def sources(self) -> set[str]:
         return set().union(*(part.noise.sources() for part in self.parts))

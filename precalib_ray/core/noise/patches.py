@@ -21,8 +21,12 @@ class Patches(Noise):
 
     kind: Literal["patches"] = "patches"
     num_patches: int = setting(32, ge=1, le=255, description="rectangles per sample")
-    min_size: float = setting(0.1, gt=0, le=1, description="shortest side, share of the image's")
-    max_size: float = setting(1.0, gt=0, le=1, description="longest side, share of the image's")
+    min_size: float = setting(
+        0.1, gt=0, le=1, description="minimum side, as a fraction of the image's"
+    )
+    max_size: float = setting(
+        1.0, gt=0, le=1, description="maximum side, as a fraction of the image's"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,12 +47,12 @@ class Patches(Noise):
             length = out.shape[axis]
             spread = math.log(self.max_size / self.min_size)
             size = self.min_size * torch.exp(size_number * spread) * length
-            # Starts reach over both borders, so that every pixel is covered equally often.
+            # Starts extend beyond both borders, so that every pixel is covered equally often.
             start = (start_number * (length + size) - size)[..., None]
             position = torch.arange(length, device=out.device) + 0.5
             along_axis = (position >= start) & (position < start + size[..., None])
             covers = (covers[..., None] & along_axis[:, :, None, :]).flatten(2)  # (P, n, pixels)
         order = torch.arange(1, num + 1, dtype=torch.uint8, device=out.device)
-        top = torch.where(covers, order[:, None, None], 0).amax(0)  # (n, pixels); 0: the ground
+        top = torch.where(covers, order[:, None, None], 0).amax(0)  # (n, pixels); 0: the background
         index = top.to(torch.int64)[:, None].expand(n, channels, -1)
         return out.copy_(colors.gather(2, index).view(out.shape))

@@ -23,7 +23,7 @@ class Pink(Noise):
     alpha: float = setting(1.0, ge=0, le=8, description="exponent; photographs have about 2")
 
     def fill(self, out: Tensor, generator: Generator) -> Tensor:
-        """Without its mean (f = 0)."""
+        """The mean (f = 0) of each channel is removed."""
         return filtered(out, generator, _gain(tuple(out.shape[1:]), self.alpha, out.device))
 
 

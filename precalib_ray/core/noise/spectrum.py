@@ -29,7 +29,7 @@ def frequency(sample: tuple[int, ...], device: torch.device) -> Tensor:
 def unit_power(gain: Tensor, width: int) -> Tensor:
     """Scale a gain (..., W // 2 + 1) so that white noise filtered with it has variance 1."""
     twice = torch.full((gain.shape[-1],), 2.0, device=gain.device)
-    twice[0] = 1  # frequencies 0 and, for even widths, W / 2 have no negative twin
+    twice[0] = 1  # frequencies 0 and, for even widths, W / 2 have no negative counterpart
     if width % 2 == 0:
         twice[-1] = 1
     axes = (-2, -1) if gain.dim() > 1 else (-1,)

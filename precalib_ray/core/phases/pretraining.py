@@ -1,4 +1,4 @@
-"""Noise pretraining: stream, engine and panel put together."""
+"""Noise pretraining: the first phase, on a noise stream, probed by a panel."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from precalib_ray.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Probing:
-    """What the stopping rule saw after a step."""
+    """The measurements of the stopping rule after a step."""
 
     step: int
     samples: int
     deviation: float
     deviations: dict[str, float]
-    """By probe and BatchNorm mode, as ``Measurement.key``."""
+    """Deviations by ``Measurement.key``."""
     num_forwards: int
 
 
@@ -43,7 +43,7 @@ class Outcome:
 
     progress: Progress[Probing]
     before: PanelResult
-    """The network as initialized, before its last layer was scaled."""
+    """Measured as initialized, before the last layer was scaled."""
     after: PanelResult
     hardware: Hardware | None = field(default=None, compare=False)
 
@@ -84,8 +84,8 @@ class Pretraining(Phase[Probing]):
         Args:
             recipe: what to train, and how.
             images: model inputs (N, *input_shape) of the data probes, by name.
-            statistics: what ``matched`` noise needs, by data set.
-            before: what the panel measures of the untrained network, where that is known.
+            statistics: those that ``matched`` noise needs, by data set.
+            before: the panel's result for the untrained network, if it is known.
             device: where to train.
         """
         self.recipe, self.batch_size, self.duration = recipe, recipe.batch_size, recipe.duration
@@ -124,7 +124,7 @@ class Pretraining(Phase[Probing]):
         most ``probes.max_share`` of the training so far.
 
         Costs are counted in forward passes and not timed, so that a resumed run probes, and stops,
-        where the undisturbed one would.
+        where an uninterrupted one would.
         """
         if self._cost == 0 or self.progress.step % self.recipe.probes.every:
             return False
@@ -148,12 +148,12 @@ class Pretraining(Phase[Probing]):
         checkpoint.load_weights(directory, self.engine.model)
         try:
             self.progress = restore(self.engine, state, Probing)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             file = Path(directory) / checkpoint.STATE_FILE
             raise CheckpointError(f"{file}: of another run: {error}") from error
 
     def write(self, directory: Path | str, outcome: Outcome | None = None) -> None:
-        """Write a checkpoint of this moment, with the outcome if the run has ended."""
+        """Write a checkpoint of the current state, with the outcome if the run has ended."""
         metrics = {"before": self.before.to_json(), "progress": plain(self.progress)}
         checkpoint.save(
             directory,
@@ -164,7 +164,7 @@ class Pretraining(Phase[Probing]):
         )
 
     def run(self, host: Host[Probing] | None = None) -> Outcome:
-        """Train until a limit is reached, probing on the way, and measure the whole panel.
+        """Train until a limit is reached, probing along the way, and measure the whole panel.
 
         Raises:
             DivergedError, InterruptedRunError: as ``loop.run``.

@@ -1,8 +1,8 @@
 """A pre-calibrated network for another number of classes.
 
-The trunk is unchanged, bit by bit. The last layer is initialized anew, halved until it is at
-chance, and then trained alone on noise with uniform targets, by one short recipe for every
-architecture: halving alone leaves the directions in which inputs differ as they were drawn.
+The trunk is unchanged, bit by bit. The last layer is reinitialized, halved until it is at chance,
+and then trained alone on noise with uniform targets, by one short recipe for every architecture:
+scaling alone does not change the directions of a random layer.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from precalib_ray.errors import CheckpointError
 BATCH_SIZE, PROBE_SIZE = 16, 16
 EVERY, MAX_STEPS, MAX_SECONDS = 10, 50, 60.0
 STEP = 0.25
-"""How far one step of Adam moves a logit at most, about, by the spread of the logits at the start:
-its learning rate is this times the standard deviation of the new weights over the square root of
-their number per class. Features differ by orders of magnitude between architectures, steps do not.
+"""Approximate upper bound on the change of a logit in one step of Adam, in units of the initial
+spread of the logits: its learning rate is this times the standard deviation of the new weights over
+the square root of their number per class. Features differ by orders of magnitude between
+architectures, steps do not.
 """
 
 _HALVINGS = 40
@@ -51,12 +52,13 @@ class ResetClassifier:
     model: nn.Module
     settings: Model
     fresh: PanelResult
-    """With the new layer as its library initializes it."""
+    """Measured with the new layer as its library initializes it."""
     after: PanelResult
+    """Measured with the network that is returned."""
 
 
 def target_deviation(num_classes: int) -> float:
-    """What counts as chance: 0.005, and at most half of 1/K."""
+    """The deviation that counts as chance: 0.005, and at most half of 1/K."""
     return min(0.005, 0.5 / num_classes)
 
 
@@ -66,14 +68,14 @@ def reset_classifier(
     """Give a model a last layer of ``num_classes`` outputs that are at chance.
 
     Args:
-        model: whose trunk is used; it is not changed.
-        settings: of the model.
+        model: the model whose trunk is used; it is not changed.
+        settings: the model's.
         num_classes: the new K.
-        seed: of the new layer and of the noise.
+        seed: seed of the new layer and of the noise.
 
     Raises:
-        CheckpointError: the architecture has other layers that depend on K, or its outputs are not
-            numbers.
+        CheckpointError: the architecture has other layers that depend on K, or its outputs are
+            NaN.
     """
     new_settings = replace(settings, num_classes=num_classes)
     reset = new_settings.build(seed=mix(seed, INITIALIZATION))
@@ -101,7 +103,7 @@ def reset_classifier(
             break
         scale_head(reset, num_classes, 0.5)
         at_start = panel.measure(reset)
-    if not at_start.deviation <= target:  # not a number perhaps
+    if not at_start.deviation <= target:  # also catches NaN
         found = f"{at_start.deviation:.4f} above chance on {at_start.worst.probe} noise"
         raise CheckpointError(
             f"no new last layer of {num_classes} classes: at any scale, confidence is {found}, "
@@ -109,10 +111,10 @@ def reset_classifier(
         )
     halved = copy.deepcopy(layer.state_dict())
     phase = _HeadPretraining(reset, new_settings, layer, trunk, panel, target=target, seed=seed)
-    with torch.random.fork_rng(devices=[]):  # steps seed dropout; the caller's generators stay
+    with torch.random.fork_rng(devices=[]):  # steps seed the global generators
         run(phase)
     result = phase.measure()
-    if not result.deviation <= at_start.deviation:  # a trunk on which the recipe does harm
+    if not result.deviation <= at_start.deviation:  # the recipe made this trunk worse
         layer.load_state_dict(halved)
         result = at_start
     reset.requires_grad_(True)

@@ -34,7 +34,7 @@ OOD_METRIC = "auroc_unknown"
 """AUROC of confidence against out-of-distribution images, among the metrics of a split."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """The network that data training starts from."""
 
@@ -66,7 +66,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the test split, or of the validation split where there is none."""
+    """Reliability before and after training, on test; on val where there is no test split."""
 
     before: Bins
     after: Bins
@@ -74,16 +74,16 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The validation split after an epoch; epoch 0 is before training."""
+    """Evaluation on the validation split after an epoch; epoch 0 is before training."""
 
     step: int
     samples: int
     epoch: int
     train_loss: float | None
     metrics: dict[str, float]
-    """By name, as ``calibration.metrics.evaluate`` gives them."""
+    """Metrics of ``calibration.metrics.evaluate``, by name."""
     reliability: Bins | None = None
-    """Before training."""
+    """Reliability before training, on test or val; only in epoch 0."""
 
     deviation = float("nan")
     num_forwards = 0
@@ -240,13 +240,13 @@ class Training(Phase[Epoch]):
         try:
             self.progress = restore(self.engine, state, Epoch)
             self._best, self._best_weights = Best.from_json(state["best"]), state["best_weights"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             file = Path(directory) / checkpoint.STATE_FILE
             raise CheckpointError(f"{file}: of another run: {error}") from error
 
     def write(self, directory: Path | str, outcome: Outcome | None = None) -> None:
-        """Write a checkpoint of this moment; with the outcome of ``run``, whose weights are those
-        of the best validation NLL.
+        """Write a checkpoint of the current state; with the outcome, that of ``run``, whose weights
+        are those of the best validation NLL.
         """
         state = training_state(self.engine, self.progress)
         state |= {"best": self._best.to_json(), "best_weights": self._best_weights}

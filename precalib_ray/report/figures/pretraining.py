@@ -14,7 +14,7 @@ from precalib_ray.report.figures.style import BLUE, ORANGE
 
 
 def pretraining(outcome: Outcome, *, title: str, num_classes: int) -> Figure:
-    """Deviation from chance along noise pretraining, and before and after it on every probe."""
+    """Deviation from chance during noise pretraining, and before and after it on every probe."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     _along(left, outcome.before, outcome.progress.history)
     _before_and_after(right, outcome.before, outcome.after, num_classes=num_classes)

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from precalib_ray.report.figures.style import BLUE, GRAY, ORANGE
 
 _ENDED = (("finished", BLUE, "finished"), ("stopped", GRAY, "stopped early"))
-_FREE = 4  # a logarithmic axis has no zero: that much left of the cheapest trial
+_FREE = 4  # zero-cost points are drawn at 1/4 of the cheapest trial
 
 
 class Trial(Protocol):
-    """What figures need of a trial."""
+    """A trial, as figures need it."""
 
     @property
     def key(self) -> str:
@@ -30,15 +30,15 @@ class Trial(Protocol):
 
     @property
     def reference(self) -> str | None:
-        """The name of a reference trial."""
+        """The name of the reference trial; None for others."""
 
     @property
     def deviation(self) -> float | None:
-        """On the worst probe, once it is measured."""
+        """Deviation on the worst probe, once measured."""
 
     @property
     def samples(self) -> int | None:
-        """That it trained on until then."""
+        """Noise samples used so far."""
 
 
 Point = tuple[int, float]
@@ -55,10 +55,10 @@ def history(
     """The score of every trial in order, the best so far, and the scores of reference trials.
 
     Args:
-        scores: of the trials that have one, by key; the first of each is drawn.
-        trials: in order.
-        references: scores by name.
-        what: the score is.
+        scores: scores by key of the trials that have some; the first of each is drawn.
+        trials: trials in order.
+        references: scores of reference trials, by name.
+        what: label of the score's axis.
     """
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for state, color, label in _ENDED:
@@ -128,7 +128,7 @@ def pareto(trials: Sequence[Trial], references: Sequence[Trial], *, target: floa
         xlim=(free / 2, max(costs) * 4),
         xlabel="samples of noise",
         ylabel="worst deviation from chance",
-        title="What chance costs",
+        title="Deviation against samples of noise",
     )
     axes.legend(loc="lower right", fontsize=8)
     return figure
@@ -144,7 +144,7 @@ def front_of(points: Iterable[Point]) -> list[Point]:
 
 
 def _points(trials: Iterable[Trial]) -> list[Point]:
-    """Of the trials that are measured."""
+    """Points of the trials that are measured."""
     return [
         (trial.samples, trial.deviation)
         for trial in trials
@@ -192,7 +192,7 @@ def importances(study: optuna.Study, *, seed: int) -> Figure | None:
     figure, axes = plt.subplots(figsize=(8, 1 + 0.4 * len(found)), layout="constrained")
     axes.barh(list(found), list(found.values()), color=BLUE)
     axes.invert_yaxis()
-    axes.set(xlabel="importance (fANOVA)", title="Which parameters decide")
+    axes.set(xlabel="importance (fANOVA)", title="Parameter importances")
     return figure
 
 

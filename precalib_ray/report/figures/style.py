@@ -1,4 +1,4 @@
-"""What all figures share: colors, and how they are saved."""
+"""Colors of all figures, and saving."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#7A7A7A"  # distinct for the color-blind as well
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#7A7A7A"  # distinguishable by the color-blind
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -16,7 +16,7 @@ from precalib_ray.search.trial import Trial
 _MAX_TAG = 5000  # characters
 
 
-class Children:
+class ChildRuns:
     """Logs ended trials in the background, each as a child run of the search's run.
 
     While the server is unreachable, trials are only on storage; they are logged at the end.
@@ -29,13 +29,13 @@ class Children:
         self._dropped = False
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> Children:
+    def __enter__(self) -> ChildRuns:
         """Start logging."""
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Log what is queued; after an error nothing: the next submission logs it."""
+        """Log what is queued; after an error the next submission does."""
         self._dropped = kind is not None
         self._queue.put(None)
         self._thread.join()
