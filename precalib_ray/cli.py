@@ -70,7 +70,8 @@ def run(job: str, arguments: Sequence[str], *, program: str, name: str) -> None:
         result = load_function(f"precalib_ray.jobs.{job}:{job}")(config)
         result_line.emit(job, result)
     except PrecalibError as error:
-        result_line.emit(job, error)
+        if error.model_uri is not None:
+            result_line.emit(job, error)
         for line in redact(str(error)).splitlines():
             print(f"{name}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -17,6 +17,7 @@ import pytest
 from precalib_ray import cli, result_line
 from precalib_ray.config import help as help_text
 from precalib_ray.config import jobs
+from precalib_ray.errors import GateError
 from precalib_ray.jobs import convert as convert_job
 
 REPOSITORY = Path(__file__).parents[1]
@@ -204,6 +205,21 @@ def test_the_result_line_names_the_version(
     result_line.emit("register", Registered())
     out = capsys.readouterr().out
     assert out == 'precalib-result {"job": "register", "model_uri": "models:/m/3"}\n'
+
+
+def test_the_result_line_of_a_job_that_registered_and_then_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(config: object) -> None:
+        error = GateError("not close enough")
+        error.model_uri = "models:/m/2"
+        raise error
+
+    monkeypatch.setattr(convert_job, "convert", refused)
+    monkeypatch.setenv("PRECALIB_RESULT", "1")
+    assert ended(*CONVERT, "output=d") == GateError.exit_code
+    (line,) = result_lines(capsys.readouterr().out)
+    assert '"model_uri": "models:/m/2"' in line
 
 
 def test_no_result_line_of_a_job_that_fails(

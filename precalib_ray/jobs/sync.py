@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from precalib_ray.config import load
+from precalib_ray.config import jobs, load
 from precalib_ray.config.jobs.sync import SyncConfig
 from precalib_ray.runs import lifecycle
 from precalib_ray.runs.console import console
@@ -25,6 +25,7 @@ def sync(config: SyncConfig) -> lifecycle.Result | None:
     return result
 
 
-def _job_class(phase: str) -> type[lifecycle.Job[Any, Any]]:
-    importlib.import_module(f"precalib_ray.jobs.{phase}")
-    return lifecycle.Job.phases[phase]
+def _job_class(phase: str) -> type[lifecycle.Job[Any, Any]] | None:
+    if phase in jobs.NAMES:
+        importlib.import_module(f"precalib_ray.jobs.{phase}")
+    return lifecycle.Job.phases.get(phase)

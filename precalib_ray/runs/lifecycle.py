@@ -81,6 +81,9 @@ class Job(ABC, Generic[C, R]):
         return result
 
 
+JobClass = Callable[[str], type[Job[Any, Any]] | None]
+
+
 def run(job: Job[C, R]) -> R:
     """Run a job, resume it, or return the result of an earlier submission.
 
@@ -126,12 +129,12 @@ def _log(job: Job[C, R], result: R, record: RunRecord, mlflow_run: tracking.Run)
     return logged
 
 
-def sync(config: SyncConfig, job_class: Callable[[str], type[Job[Any, Any]]]) -> Result | None:
+def sync(config: SyncConfig, job_class: JobClass) -> Result | None:
     """Send the outbox of a run and log its result, without Ray and without training.
 
     Args:
         config: names the run.
-        job_class: gives the job of a phase.
+        job_class: gives the job of a phase; None if there is none.
 
     Returns:
         The result, if the run has finished.
@@ -176,15 +179,16 @@ def sync(config: SyncConfig, job_class: Callable[[str], type[Job[Any, Any]]]) ->
 def _recorded_job(
     config: SyncConfig,
     content: Mapping[str, Any],
-    job_class: Callable[[str], type[Job[Any, Any]]],
+    job_class: JobClass,
 ) -> Job[Any, Any]:
     """The job that a run record belongs to."""
-    phase = content.get("phase")
-    if phase not in jobs.NAMES:
+    phase = content.get("phase", "")
+    found = job_class(phase)
+    if found is None:
         allowed = f"there is no such run in {config.storage}"
         raise ConfigError([Problem("name", config.name, allowed)])
     settings = dict(content["settings"]) | {"storage": config.storage}
     if config.tracking is not None:
         settings["tracking"] = settings["tracking"] | plain(config.tracking, sparse=True)
     recorded = load.validate(jobs.config_class(phase), {**content["config"], **settings})
-    return job_class(phase)(recorded)
+    return found(recorded)

@@ -73,7 +73,8 @@ def test_searches_tracks_and_registers_the_best(searched: Finished) -> None:
     version = client.get_model_version_by_alias("mlp-k10-precalibrated", "candidate")
     assert version.tags["precalib.search_run_id"] == parent.info.run_id
     assert float(version.tags["precalib.seeds_mean_deviation"]) < 0.03
-    registered = json.loads((folder / f"search-{best['key']}-1" / "run.json").read_text())["config"]
+    run_folder = folder / f"search-{best.key}-1"
+    registered = json.loads((run_folder / "run.json").read_text())["config"]
     assert registered["duration"] == best.recipe["duration"] | {"samples": 4 * 12000}
 
 

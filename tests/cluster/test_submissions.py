@@ -153,8 +153,10 @@ def test_the_gate_of_a_job(tmp_path: Path, copied: Callable[[], Path]) -> None:
     copied()  # a run that has finished, far from chance
     far = pretraining(tmp_path, promote={"tolerance": 1e-4}, **online)
     for _ in range(2):  # submitted again, it is refused again
-        with pytest.raises(GateError, match=f"models:/{NAME}/2 does not become champion"):
+        message = f"models:/{NAME}/2 does not become champion"
+        with pytest.raises(GateError, match=message) as refused:
             pretrain(far)
+        assert refused.value.model_uri == f"models:/{NAME}/2"
     assert gate.champion() == "1"
     run_id = MlflowClient(tracking_uri=store).get_model_version(NAME, "2").run_id
     assert MlflowClient(tracking_uri=store).get_run(run_id).info.status == "FINISHED"

@@ -116,7 +116,8 @@ def submit(config: FakeConfig) -> Doubled:
 def sync(config: FakeConfig, **changes: Any) -> lifecycle.Result | None:
     Fake.calls.clear()
     changed = TrackingChanges(**changes) if changes else None
-    return lifecycle.sync(SyncConfig(name=config.name, storage=config.storage, tracking=changed))
+    given = SyncConfig(name=config.name, storage=config.storage, tracking=changed)
+    return lifecycle.sync(given, lifecycle.Job.phases.get)
 
 
 def recorded(config: FakeConfig) -> dict[str, Any]:
