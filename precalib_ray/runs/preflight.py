@@ -92,7 +92,7 @@ def read_inputs(path: str, split: str, shape: tuple[int, ...], *, limit: int) ->
 
     Raises:
         DataError: the split cannot be read.
-        ConfigError: its images cannot be brought to the shape.
+        ConfigError: its images cannot be converted to the shape.
     """
     read = parquet.read_split(parquet.split_path(Path(path), split), limit=limit)
     return to_shape(read, shape, path)
@@ -101,7 +101,7 @@ def read_inputs(path: str, split: str, shape: tuple[int, ...], *, limit: int) ->
 def to_shape(
     split: Split, shape: tuple[int, ...], path: str, *, limit: int | None = None
 ) -> Tensor:
-    """Images of a split as model inputs; raises ConfigError if they cannot be brought to it."""
+    """Images of a split as model inputs; raises ConfigError if they cannot be converted."""
     try:
         return to_input(split.images[:limit], shape=shape, mean=split.info.mean, std=split.info.std)
     except ValueError as error:
