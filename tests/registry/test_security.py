@@ -97,6 +97,7 @@ def test_a_pickle_beside_the_weights_is_not_even_fetched(directory: Path, tmp_pa
     assert not mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # what the test feeds to torch
 @pytest.mark.parametrize("form", ["pickle", "torch.save", "zip"])
 def test_a_pickle_in_the_trainer_state(directory: Path, tmp_path: Path, form: str) -> None:
     mark = tmp_path / "executed"
