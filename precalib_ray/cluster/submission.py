@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from precalib_ray import result_line
 from precalib_ray.cluster.threads import in_thread
-from precalib_ray.config import load
+from precalib_ray.config import document, load
 from precalib_ray.config.jobs import name_of
 from precalib_ray.config.sections import JobConfig
 from precalib_ray.core.spec import plain
@@ -190,5 +189,5 @@ class _Log:
 
 
 def _inline_yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return str(text).removesuffix("\n").removesuffix("\n...")
+    text = document.dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

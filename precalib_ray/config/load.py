@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import yaml
-
+from precalib_ray.config import document
 from precalib_ray.config import overrides as dotted
 from precalib_ray.config.sections import JobConfig
 from precalib_ray.core.spec import Family, Section, is_family, plain
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T", bound=Section)
+_MAX_BYTES = 256 * 1024
+"""Of a config file: larger ones are none."""
 
 
 def load(cls: type[T], path: Path | str | None, overrides: Sequence[str] = ()) -> T:
@@ -31,9 +32,8 @@ def load(cls: type[T], path: Path | str | None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: with one problem per line.
     """
-    content = {} if path is None else _read(Path(path))
-    for override in overrides:
-        dotted.apply(cls, content, override)
+    content = {} if path is None else _read(cls, Path(path))
+    dotted.apply(cls, content, *overrides)
     return validate(cls, content)
 
 
@@ -63,7 +63,7 @@ def to_yaml(config: Section, *, exclude: Collection[str] = (), sparse: bool = Fa
         sparse: leave out fields that have their defaults.
     """
     content = {k: v for k, v in plain(config, sparse=sparse).items() if k not in exclude}
-    return yaml.safe_dump(content, sort_keys=False)
+    return document.dump(content, sort_keys=False)
 
 
 @functools.cache
@@ -86,17 +86,23 @@ def _family_schema(cls: type[Family], source: Any, handler: Any) -> Any:
     return handler.generate_schema(Annotated[members, Field(discriminator="kind")])
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(cls: type[Section], file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text()) or {}
+        with file.open("rb") as stream:
+            source = stream.read(_MAX_BYTES + 1)
+        if len(source) > _MAX_BYTES:
+            allowed = f"is larger than {_MAX_BYTES // 1024} KiB"
+            raise ConfigError([Problem("config file", str(file), allowed)])
+        content = document.read_file(source, (cls,))
     except OSError:
         there = [str(p) for p in file.parent.glob("*.y*ml")]
         near = difflib.get_close_matches(str(file), there)
         problem = Problem("config file", str(file), "cannot be read", near[0] if near else "")
         raise ConfigError([problem]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError([Problem("config file", str(file), f"is not YAML: {where}")]) from None
+    except ValueError as error:
+        raise ConfigError([Problem("config file", str(file), f"is not YAML: {error}")]) from None
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise ConfigError([Problem("config file", str(file), "must hold a mapping")])
     return content

@@ -126,7 +126,9 @@ class Server(Section):
     """The MLflow server."""
 
     uri: str | None = setting(
-        None, description="tracking server; null: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db"
+        None,
+        path=True,
+        description="tracking server; null: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db",
     )
 
     def __post_init__(self) -> None:
@@ -171,7 +173,10 @@ class Stored(JobConfig):
 
     name: str = setting(pattern=NAME, description="the run's name, a folder under storage")
     storage: str = setting(
-        "runs", min_length=1, description="directory or URI of run folders, shared by all nodes"
+        "runs",
+        min_length=1,
+        path=True,
+        description="directory or URI of run folders, shared by all nodes",
     )
 
     def __post_init__(self) -> None:

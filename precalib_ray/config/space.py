@@ -14,16 +14,30 @@ part of a point only if that value is chosen: ``noise.pink.alpha`` where the noi
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from precalib_ray.errors import ConfigError, Problem
 
 KINDS = ("choice", "uniform", "loguniform", "randint", "quniform")
 
+_HUGE = 1e300
+"""Bounds whose difference is finite; NaN is not below it."""
+
+MOST_OPTIONS = 1000
+MOST_POINTS = 100_000
+"""Of a grid."""
+
 Point = dict[str, Any]
 Choose = Callable[[str, str, list[Any]], Any]
 """Returns the value of the domain with this path, kind and arguments; of a choice, its name."""
+
+
+class SpaceOf(NamedTuple):
+    """Marks plain data as a space: the fields of a settings class, of which any may be a domain."""
+
+    type: Any
 
 
 def resolve(space: Any, choose: Choose, path: str = "") -> Any:
@@ -58,10 +72,11 @@ def is_domain(value: Any) -> bool:
 def option_names(options: Sequence[Any]) -> list[str]:
     """Short, unique names of a choice's values: their ``kind``, or the values themselves."""
     names: list[str] = []
+    numbers: Counter[str] = Counter()
     for option in options:
         name = str(option.get("kind", "option") if isinstance(option, Mapping) else option)
-        number = sum(known.partition("#")[0] == name for known in names) + 1
-        names.append(name if number == 1 else f"{name}#{number}")
+        numbers[name] += 1
+        names.append(name if numbers[name] == 1 else f"{name}#{numbers[name]}")
     return names
 
 
@@ -116,11 +131,12 @@ def grid(space: Any) -> Iterator[Point]:
     """Every point of a space of choices, ``randint`` and ``quniform``.
 
     Raises:
-        ConfigError: a range has no steps to enumerate.
+        ConfigError: a range has no steps to enumerate, or there are more than ``MOST_POINTS``.
     """
-    pending: list[Point] = [{}]
+    num_points = 0
+    pending: deque[Point] = deque([{}])
     while pending:
-        decided = pending.pop(0)
+        decided = pending.popleft()
 
         def choose(path: str, kind: str, arguments: list[Any], decided: Point = decided) -> Any:
             if path in decided:
@@ -131,8 +147,12 @@ def grid(space: Any) -> Iterator[Point]:
             resolve(space, choose)
         except _UndecidedError as domain:
             values = _enumerate(domain.path, domain.kind, domain.arguments)
-            pending = [{**decided, domain.path: value} for value in values] + pending
+            pending.extendleft({**decided, domain.path: value} for value in reversed(values))
         else:
+            num_points += 1
+            if num_points > MOST_POINTS:
+                allowed = f"has more than {MOST_POINTS:,} points as a grid"
+                raise ConfigError([Problem("recipe", "{...}", allowed)])
             yield decided
 
 
@@ -145,12 +165,13 @@ class _UndecidedError(Exception):
 def _enumerate(path: str, kind: str, arguments: list[Any]) -> list[Any]:
     if kind == "choice":
         return arguments
-    if kind == "randint":
-        return list(range(arguments[0], arguments[1] + 1))
-    if kind == "quniform":
-        low, high, step = arguments
-        return [low + step * index for index in range(int((high - low) / step + 1e-9) + 1)]
     allowed = "cannot be enumerated; use choice, randint or quniform, or another algorithm"
+    if kind in ("randint", "quniform"):
+        low, high, step = arguments if kind == "quniform" else (*arguments, 1)
+        steps = (high - low) / step + 1e-9
+        if steps < MOST_POINTS:
+            return [low + step * index for index in range(int(steps) + 1)]
+        allowed = f"has more than {MOST_POINTS:,} values"
     raise ConfigError([Problem(f"recipe.{path}.{kind}", arguments, allowed)])
 
 
@@ -159,8 +180,10 @@ def _wrong(kind: str, arguments: Any) -> str:
     if not isinstance(arguments, list) or not arguments:
         return "must be a list of one value or more"
     if kind == "choice":
-        return ""
+        return "" if len(arguments) <= MOST_OPTIONS else f"must be at most {MOST_OPTIONS:,} values"
     numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in arguments)
+    if numbers and not all(abs(a) < _HUGE for a in arguments):
+        return "must be finite, and less than 1e300"
     if not numbers or len(arguments) != (3 if kind == "quniform" else 2):
         return "must be [low, high, q]" if kind == "quniform" else "must be [low, high]"
     if arguments[0] >= arguments[1]:

@@ -26,7 +26,8 @@ class TrainData(Section):
     """A Parquet data set."""
 
     path: str = setting(
-        description="directory of train.parquet, val.parquet and, optionally, test.parquet"
+        path=True,
+        description="directory of train.parquet, val.parquet and, optionally, test.parquet",
     )
     on_bad_row: Literal["error", "skip"] = setting(
         "error", description="error: refuse the file; skip: leave bad rows out, and list them"

@@ -34,7 +34,7 @@ CHUNK = 64
 class DataProbe(Section):
     """Real images of a Parquet data set."""
 
-    path: str = setting(description="directory of the data set")
+    path: str = setting(path=True, description="directory of the data set")
     split: Literal["train", "val", "test"] = setting(
         "test", description="split that the images are taken from"
     )

@@ -18,6 +18,9 @@ from abc import ABC
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
+from precalib_ray.core.paths import expand
+from precalib_ray.errors import SettingError
+
 T = TypeVar("T")
 
 
@@ -27,6 +30,7 @@ def setting(
     factory: Any = dataclasses.MISSING,
     description: str,
     allowed: str = "",
+    path: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of a settings class; required without ``default`` and ``factory``.
@@ -36,9 +40,10 @@ def setting(
         factory: returns the default.
         description: its meaning, for ``--help``.
         allowed: the permitted values in words, for error messages.
+        path: whether it is a path or URI, in which ``~`` and ``$NAME`` are expanded.
         bounds: those of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``pattern``, ...
     """
-    metadata = {"description": description, **bounds}
+    metadata = {"description": description, "path": path, **bounds}
     if allowed:
         metadata["json_schema_extra"] = {"allowed": allowed}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
@@ -53,7 +58,15 @@ class Section:
     }
 
     def __post_init__(self) -> None:
-        """Check fields against one another; raises ``errors.SettingError``."""
+        """Expand paths; of subclasses: check fields against one another, raising SettingError."""
+        cls: Any = type(self)
+        for name in _paths(cls):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    object.__setattr__(self, name, expand(value))
+                except ValueError as error:
+                    raise SettingError(name, *error.args) from None
 
 
 class Family(Section, ABC):
@@ -151,6 +164,12 @@ def _from_plain(annotation: Any, value: Any) -> Any:
         known = hints(annotation)
         return annotation(**{k: _from_plain(known.get(k, Any), v) for k, v in value.items()})
     return value
+
+
+@functools.cache
+def _paths(cls: Any) -> list[str]:
+    """The names of a settings class's fields that are paths."""
+    return [field.name for field in dataclasses.fields(cls) if field.metadata.get("path")]
 
 
 @functools.cache

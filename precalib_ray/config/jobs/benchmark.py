@@ -13,7 +13,9 @@ class BenchmarkConfig(JobConfig):
     """The cost of drawing noise and of running on Ray, as ratios measured on this machine."""
 
     recipe: str = setting(
-        "configs/pretrain_mlp.yaml", description="config of the pretraining to measure"
+        "configs/pretrain_mlp.yaml",
+        path=True,
+        description="config of the pretraining to measure",
     )
     steps: int = setting(500, ge=1, description="steps of each pretraining")
     cpus: int = setting(1, ge=1, description="threads of the plain process, and CPUs of the worker")

@@ -30,7 +30,7 @@ class FromTorchvision(Source):
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = setting(description="class in torchvision.datasets, such as CIFAR10")
-    root: str = setting("data/torchvision", description="directory of its files")
+    root: str = setting("data/torchvision", path=True, description="directory of its files")
     download: bool = setting(False, description="download files that are missing")
 
 
@@ -39,7 +39,7 @@ class FromIdx(Source):
     """The four files of MNIST's format, gzipped or not, in one folder."""
 
     kind: Literal["idx"] = "idx"
-    path: str = setting(description="the folder")
+    path: str = setting(path=True, description="the folder")
     class_names: list[str] | None = setting(None, description="null: the class ids")
 
 
@@ -48,9 +48,9 @@ class FromFolder(Source):
     """A folder of images in one folder per class."""
 
     kind: Literal["folder"] = "folder"
-    path: str = setting(description="the folder")
+    path: str = setting(path=True, description="the folder")
     test_path: str | None = setting(
-        None, description="folder of test images, with the same classes"
+        None, path=True, description="folder of test images, with the same classes"
     )
     shape: tuple[int, int, int] = setting(description="[C, H, W] that all images are resized to")
 
@@ -66,7 +66,7 @@ class ConvertConfig(JobConfig):
     """Conversion of a data set to Parquet."""
 
     source: Source = setting(description="data set to convert")
-    output: str = setting(min_length=1, description="directory to write")
+    output: str = setting(min_length=1, path=True, description="directory to write")
     val_fraction: float = setting(
         0.1, ge=0, lt=1, description="fraction of train that becomes val; the digits have their own"
     )

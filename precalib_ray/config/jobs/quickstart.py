@@ -20,7 +20,9 @@ class QuickstartConfig(JobConfig):
 
     not_identity = frozenset({"output"})
 
-    output: str = setting("runs/quickstart", min_length=1, description="output directory")
+    output: str = setting(
+        "runs/quickstart", min_length=1, path=True, description="output directory"
+    )
     seed: int = setting(0, ge=0, description="seed of everything random")
     epochs: int = setting(
         15, ge=1, le=1000, description="epochs of data training, for both networks"

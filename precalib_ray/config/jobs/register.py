@@ -14,7 +14,7 @@ from precalib_ray.errors import SettingError
 class RegisterConfig(JobConfig):
     """Registration of a checkpoint directory."""
 
-    path: str = setting(min_length=1, description="checkpoint directory")
+    path: str = setting(min_length=1, path=True, description="checkpoint directory")
     probes: PanelSettings = setting(PanelSettings(), description="probe settings")
     trust_code: bool = setting(False, description="run the function that builds the model")
     tracking: Tracking = setting(

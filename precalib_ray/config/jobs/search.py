@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from precalib_ray.config import space
 from precalib_ray.config.jobs.pretrain import PretrainConfig
@@ -80,7 +80,7 @@ class SearchConfig(Named):
     }  # fmt: skip
 
     seed: int = setting(0, ge=0, lt=2**63, description="seed of everything random")
-    recipe: dict[str, Any] = setting(
+    recipe: Annotated[dict[str, Any], space.SpaceOf(PretrainConfig)] = setting(
         description="fields of pretrain; any value may be {choice: [...]}, {uniform: [low, high]}, "
         "{loguniform: ...}, {randint: ...} or {quniform: [low, high, q]}"
     )

@@ -12,7 +12,7 @@ from precalib_ray.core.spec import Section, setting
 class TrackingChanges(Section):
     """Changes to the tracking settings of the run."""
 
-    uri: str | None = setting(None, description="tracking server; null: the run's")
+    uri: str | None = setting(None, path=True, description="tracking server; null: the run's")
     experiment: str | None = setting(
         None, min_length=1, description="name of the experiment; null: the run's"
     )

@@ -35,7 +35,7 @@ class FromCheckpoint(StartSettings):
     """A checkpoint directory."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    path: str = setting(description="checkpoint directory")
+    path: str = setting(path=True, description="checkpoint directory")
     trust_code: bool = setting(False, description="run the function that builds the model")
 
 

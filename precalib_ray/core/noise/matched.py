@@ -19,7 +19,9 @@ class Matched(Noise):
     """Gaussian noise with the mean, standard deviation and power spectrum of a data set."""
 
     kind: Literal["matched"] = "matched"
-    data: str = setting(description="directory of a Parquet data set, whose train split is used")
+    data: str = setting(
+        path=True, description="directory of a Parquet data set, whose train split is used"
+    )
 
     def sources(self) -> set[str]:
         return {self.data}
