@@ -57,7 +57,7 @@ def run(job: str, arguments: Sequence[str], *, program: str, name: str) -> None:
     given = _parser(config_class, program).parse_args(arguments)
     file, overrides = given.config, list(given.overrides)
     overrides += [f.override for f in config_class.flags if getattr(given, f.name)]
-    if file is not None and "=" in file:  # overrides alone make a config too
+    if file is not None and "=" in file and not _is_config(file):
         file, overrides = None, [file, *overrides]
     sys.path.insert(0, os.getcwd())  # where the user's own functions are
     guard_logs()
@@ -84,6 +84,11 @@ def run(job: str, arguments: Sequence[str], *, program: str, name: str) -> None:
             file=sys.stderr,
         )
         sys.exit(InterruptedRunError.exit_code)
+
+
+def _is_config(word: str) -> bool:
+    """Whether a word with ``=`` is the path of a file; without one, overrides make a config."""
+    return Path(word).suffix in (".yaml", ".yml") and Path(word).is_file()
 
 
 def _parser(config_class: type[JobConfig], program: str) -> argparse.ArgumentParser:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_MAX_SHOWN = 300
+"""Characters of a value in a message."""
+
 
 class PrecalibError(Exception):
     """Base of every error that a user can act on."""
@@ -29,8 +32,16 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.path or 'config'}: {self.value!r}: {self.allowed}"
-        return f"{line} (did you mean {self.hint}?)" if self.hint else line
+        shown = _shortened(repr(self.value))
+        line = f"{_shortened(self.path) or 'config'}: {shown}: {self.allowed}"
+        line = f"{line} (did you mean {self.hint}?)" if self.hint else line
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def _shortened(text: str) -> str:
+    """At most ``_MAX_SHOWN`` characters of a text, of its beginning and its end."""
+    half = _MAX_SHOWN // 2
+    return text if len(text) <= _MAX_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 class ConfigError(PrecalibError):

@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
     """Knows a number of YAML 1.2 that is none of 1.1, such as ``1e-4``; allows no tags."""
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         if tag is not None and not (tag == _TEXT and isinstance(event, yaml.ScalarEvent)):
             raise yaml.MarkedYAMLError(

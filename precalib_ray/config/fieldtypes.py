@@ -7,7 +7,7 @@ import typing
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from precalib_ray.config.space import KINDS, SpaceOf
-from precalib_ray.core.spec import Section, hints, is_family
+from precalib_ray.core.spec import hints, is_family, is_section
 
 Types = tuple[Any, ...]
 """The alternatives; none, if a config has no such place."""
@@ -46,7 +46,7 @@ def _child(at: Any, key: str, kind: object) -> Types:
         known = isinstance(kind, str) and kind in at.members
         members = [at.members[kind]] if known else at.members.values()
         return tuple(found for member in members for found in _child(member, key, None))
-    if isinstance(at, type) and issubclass(at, Section):
+    if is_section(at):
         field = hints(at).get(key)
         return () if field is None else types_of(field)
     if origin is dict:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from precalib_ray.core.spec import Family, Section, default, hints, is_family, plain
+from precalib_ray.core.spec import Family, Section, default, hints, is_family, is_section, plain
 
 AS_NOISE = "(as noise)"
 """Ends the description of a field whose own fields are those of ``noise``, listed there."""
@@ -88,7 +88,7 @@ def _annotation_name(annotation: Any) -> str:
         return f"mapping of name to {_annotation_name(arguments[1])}"
     if is_family(annotation):
         return "kind: " + "|".join(annotation.members)
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if is_section(annotation):
         return "section"
     return getattr(annotation, "__name__", str(annotation))
 

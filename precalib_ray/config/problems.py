@@ -13,6 +13,9 @@ import pydantic
 from precalib_ray.core.spec import Section, hints, is_family
 from precalib_ray.errors import Problem, SettingError
 
+_MAX_NAME = 100
+"""Characters of what may be a misspelled name."""
+
 
 def problems(cls: type[Section], error: pydantic.ValidationError) -> list[Problem]:
     """One problem per path; for a union, the error of its first member."""
@@ -59,7 +62,9 @@ def _problem(cls: type[Section], error: Any) -> Problem:
 
 
 def _nearest(name: object, names: list[str]) -> str:
-    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)), "")
+    if not isinstance(name, str) or len(name) > _MAX_NAME:
+        return ""
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), "")
 
 
 class _Place:

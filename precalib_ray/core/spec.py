@@ -52,9 +52,10 @@ def setting(
 class Section:
     """A part of a config: unknown fields are refused, and instances are immutable."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {
+    __pydantic_config__: ClassVar[dict[str, str | bool]] = {
         "extra": "forbid",
         "revalidate_instances": "always",
+        "allow_inf_nan": False,
     }
 
     def __post_init__(self) -> None:
@@ -96,6 +97,11 @@ def import_members(package: str, path: Iterable[str]) -> None:
 def is_family(annotation: Any) -> bool:
     """Whether this is a family, not a member of one."""
     return isinstance(annotation, type) and Family in annotation.__bases__
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether this is a settings class."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def plain(value: Any, *, sparse: bool = False) -> Any:

@@ -41,8 +41,8 @@ class Noise(Family):
     """A noise distribution."""
 
     kind: str
-    shift: float = setting(0.0, description="added to every value", allow_inf_nan=False)
-    scale: float = setting(1.0, gt=0, description="standard deviation", allow_inf_nan=False)
+    shift: float = setting(0.0, description="added to every value")
+    scale: float = setting(1.0, gt=0, description="standard deviation")
 
     @abstractmethod
     def fill(self, out: Tensor, generator: Generator) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Part(Section):
     """A component of a mixture, and its weight."""
 
-    weight: float = setting(1.0, gt=0, allow_inf_nan=False, description="relative frequency")
+    weight: float = setting(1.0, gt=0, description="relative frequency")
     noise: Noise = setting(description="(as noise)")
 
 
