@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_MAX_SHOWN = 300
+_MAX_SHOWN = 200
 """Characters of a value in a message."""
+_MAX_LINES = 50
+"""Problems in a message."""
 
 
 class PrecalibError(Exception):
@@ -51,9 +53,10 @@ class ConfigError(PrecalibError):
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = [] if isinstance(problems, str) else list(problems)
-        super().__init__(
-            problems if isinstance(problems, str) else "\n".join(str(p) for p in problems)
-        )
+        lines = [str(problem) for problem in self.problems[:_MAX_LINES]]
+        if len(self.problems) > _MAX_LINES:
+            lines.append(f"and {len(self.problems) - _MAX_LINES:,} more problems")
+        super().__init__(problems if isinstance(problems, str) else "\n".join(lines))
 
 
 class SettingError(ValueError):

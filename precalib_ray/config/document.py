@@ -109,7 +109,7 @@ def _is_marked(word: str, node: Node | None, types: Types) -> bool:
     if node is None or node.end_mark.index != len(word):
         return False
     if isinstance(node, ScalarNode):
-        return node.style is not None and word[0] == node.style
+        return word[0] in ("'", '"')
     if isinstance(node, SequenceNode):
         return word[0] == "[" and is_list(types)
     keys = [key.value for key, _ in node.value]
@@ -186,6 +186,7 @@ class _Reader:
     def _pairs(self, node: Node, types: Types, path: str, depth: int) -> dict[str, Node]:
         """The values of a mapping by key; its own go before those that it merges."""
         own: dict[str, tuple[Node, Node]] = {}
+        twice: dict[str, Problem] = {}
         merged: dict[str, Node] = {}
         for key, value in node.value:
             free = may_be(types, Any) and key.tag not in (_TEXT, _MERGE)
@@ -197,10 +198,11 @@ class _Reader:
                 first, last = (k.start_mark.line + 1 for k in (own[key.value][0], key))
                 lines = f", in lines {first} and {last}" if self._in_file else ""
                 shown = value.value if isinstance(value, ScalarNode) else "{...}"
-                self._problems.append(Problem(here, shown, f"is given twice{lines}"))
+                twice.setdefault(here, Problem(here, shown, f"is given twice{lines}"))
             elif key.tag == _MERGE:
                 merged = self._merged(value, types, here, depth + 1)
-            own[key.value] = key, value
+            own.setdefault(key.value, (key, value))
+        self._problems += twice.values()
         return merged | {name: v for name, (key, v) in own.items() if key.tag != _MERGE}
 
     def _merged(self, node: Node, types: Types, path: str, depth: int) -> dict[str, Node]:
@@ -225,7 +227,7 @@ class _Reader:
         if is_text(types):
             return text
         if tag in (_INT, _FLOAT):
-            return self._number(node, path)
+            return self._number(node, types, path)
         if tag == _NUMBER_OF_1_2 and float in types:
             return float(text) if not text.startswith("0o") else text
         if tag == _BOOL and not _differs(text, types):
@@ -235,13 +237,14 @@ class _Reader:
             self._refuse(path, node, f"is {what} to some readers of YAML: write that, or {_QUOTE}")
         return text
 
-    def _number(self, node: ScalarNode, path: str) -> int | float | None:
+    def _number(self, node: ScalarNode, types: Types, path: str) -> int | float | None:
         text = node.value
+        instead = f"write it decimal, or {_QUOTE}" if may_be(types, Any) else "write it decimal"
         if len(text) > _MAX_NUMBER:
             self._refuse(path, node, f"is a number of more than {_MAX_NUMBER} characters")
         elif ":" in text or _OCTAL.fullmatch(text):
             what = "minutes and seconds" if ":" in text else "octal"
-            self._refuse(path, node, f"is {what} in YAML; write it decimal, or {_QUOTE}")
+            self._refuse(path, node, f"is {what} in YAML; {instead}")
         elif node.tag == _INT:
             return int(_YAML.construct_yaml_int(node))
         else:

@@ -48,7 +48,7 @@ def _problem(cls: type[Section], error: Any) -> Problem:
         return Problem(f"{path}.kind", context["tag"], allowed, _nearest(context["tag"], tags))
     if kind in ("union_tag_not_found", "model_attributes_type"):
         return Problem(path, value, "needs a kind")
-    if kind == "dataclass_type":
+    if kind in ("dataclass_type", "dict_type"):
         return Problem(path, value, "must be a mapping")
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
@@ -58,6 +58,8 @@ def _problem(cls: type[Section], error: Any) -> Problem:
         return Problem(path.rpartition(".")[0], value, f"must have {place.length} items")
     if kind == "missing":
         return Problem(path, None, "is required")
+    if kind in ("list_type", "tuple_type"):
+        return Problem(path, value, "must be a list")
     return Problem(path, value, error["msg"].replace("Input should", "must"))
 
 
