@@ -35,19 +35,31 @@ _NUMBER = re.compile(
 )
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _QUOTE = "quote it if it is text"
+_AMBIGUOUS = {
+    _BOOL: "is true or false in YAML 1.1 and text in 1.2; write true or false",
+    _DATE: "is a date in YAML, which no field takes; write something else",
+    _NUMBER_OF_1_2: "is text in YAML 1.1 and a number in 1.2; write it decimal, such as 1.0e-4",
+}
 
 
 class _Loader(yaml.SafeLoader):
     """Knows a number of YAML 1.2 that is none of 1.1, such as ``1e-4``; allows no tags."""
 
+    _depth = 0
+
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        tag = getattr(event, "tag", None)
+        tag, wrong = getattr(event, "tag", None), ""
         if tag is not None and not (tag == _TEXT and isinstance(event, yaml.ScalarEvent)):
-            raise yaml.MarkedYAMLError(
-                problem="only the tag !!str is allowed", problem_mark=event.start_mark
-            )
-        return super().compose_node(parent, index)
+            wrong = "only the tag !!str is allowed"
+        if self._depth > MAX_DEPTH:
+            wrong = f"it is nested more than {MAX_DEPTH} deep"
+        if wrong:
+            raise yaml.MarkedYAMLError(problem=wrong, problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -123,8 +135,6 @@ def _compose(source: str | bytes) -> Node | None:
             node: Node | None = loader.get_single_node()
         finally:
             loader.dispose()
-    except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -232,9 +242,8 @@ class _Reader:
             return float(text) if not text.startswith("0o") else text
         if tag == _BOOL and not _differs(text, types):
             return _YAML.construct_yaml_bool(node)
-        if tag in (_BOOL, _DATE, _NUMBER_OF_1_2) and may_be(types, Any):
-            what = {_BOOL: "true or false", _DATE: "a date", _NUMBER_OF_1_2: "a number"}[tag]
-            self._refuse(path, node, f"is {what} to some readers of YAML: write that, or {_QUOTE}")
+        if tag in _AMBIGUOUS and may_be(types, Any):
+            self._refuse(path, node, f"{_AMBIGUOUS[tag]}, or {_QUOTE}")
         return text
 
     def _number(self, node: ScalarNode, types: Types, path: str) -> int | float | None:

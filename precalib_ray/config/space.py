@@ -26,6 +26,7 @@ _HUGE = 1e300
 """Bounds whose difference is finite; NaN is not below it."""
 
 MOST_OPTIONS = 1000
+MOST_CORNERS = 4000
 MOST_POINTS = 100_000
 """Of a grid."""
 
@@ -104,7 +105,12 @@ def check(space: Any, path: str = "") -> None:
 
 
 def corners(space: Any) -> Iterator[Point]:
-    """Points that together take every value of every choice and both ends of every range."""
+    """Points that together take every value of every choice and both ends of every range.
+
+    Raises:
+        ConfigError: there are more than ``MOST_CORNERS``.
+    """
+    num_corners = 0
     pending: list[Point] = [{}]
     seen: set[tuple[str, Any]] = set()
     while pending:
@@ -124,6 +130,10 @@ def corners(space: Any) -> Iterator[Point]:
             return point[path]
 
         resolve(space, choose)
+        num_corners += 1
+        if num_corners > MOST_CORNERS:
+            allowed = f"has more than {MOST_CORNERS:,} values of choices and ends of ranges"
+            raise ConfigError([Problem("recipe", "{...}", allowed)])
         yield point
 
 

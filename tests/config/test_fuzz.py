@@ -47,6 +47,7 @@ WORDS = [
     "{loguniform: [1e-4, 1e-2]}", "{kind: pink}", "{kind: [a]}", "{kind: no}", "{kind: null}",
     "{? [a] : b}", "{1: x}", "{true: x}", "{null: x}", "{'': x}", "{a.b: 1}", "(", "\\", "\\n",
 ]  # fmt: skip
+KEYS = ["", "x", "0", "²", "9" * 5000, "a b", "kind", "choice", "a\nb", "\udcff", "a." * 70]
 VALUES = [
     None, True, False, 0, -1, 3, 2**63, 10**40, 1.5, -0.0, 1e300, float("inf"), float("nan"), "",
     " ", "x", "1", "no", "~/x", "$NOT_SET", "a\nb", "a\0b", "\ud800", "é" * 400, b"bytes", [], [[]],
@@ -109,7 +110,8 @@ class Mutation:
         elif how < 0.85:
             container.pop(key, None)
         else:
-            container[self._random.choice([f"{key}x", "kind", "", 1, None, "a.b"])] = container.get(key)
+            other = self._random.choice([f"{key}x", "kind", "", 1, None, "a.b"])
+            container[other] = container.get(key)
         return yaml.safe_dump(self._content, sort_keys=False)
 
     def _other_scalar(self, text: str) -> str:
@@ -153,8 +155,7 @@ class Mutation:
         paths = [path for _, _, path in places(self._content)] or ["recipe"]
         path = self._random.choice(paths)
         if self._random.random() < 0.2:
-            odd = ["", "x", "0", "²", "9" * 5000, "a b", "kind", "choice", "a\nb", "\udcff", "a." * 70]
-            path = f"{path}.{self._random.choice(odd)}"
+            path = f"{path}.{self._random.choice(KEYS)}"
         return f"{path}={self._random.choice(WORDS)}"
 
     def _encoded(self, text: str) -> bytes:

@@ -152,6 +152,8 @@ class SearchConfig(Named):
         self, recipe: dict[str, Any], *, name: str | None = None, **fields: Any
     ) -> PretrainConfig:
         """The job ``pretrain`` of a recipe; raises ConfigError with paths under ``recipe``."""
+        if not isinstance(recipe, dict):
+            raise ConfigError([Problem("recipe", recipe, "must be a mapping")])
         content = {
             "seed": self.seed,
             **recipe,
