@@ -36,9 +36,10 @@ _NUMBER = re.compile(
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _QUOTE = "quote it if it is text"
 _AMBIGUOUS = {
-    _BOOL: "is true or false in YAML 1.1 and text in 1.2; write true or false",
-    _DATE: "is a date in YAML, which no field takes; write something else",
-    _NUMBER_OF_1_2: "is text in YAML 1.1 and a number in 1.2; write it decimal, such as 1.0e-4",
+    _BOOL: f"is a bool in YAML 1.1 and text in 1.2; write true or false, or {_QUOTE}",
+    _DATE: f"is a date in YAML; {_QUOTE}",
+    _NUMBER_OF_1_2: "is text in YAML 1.1 and a number in 1.2; write a number as 1.0e-4 or decimal, "
+    f"or {_QUOTE}",
 }
 
 
@@ -206,9 +207,11 @@ class _Reader:
             here = _join(path, key.value)
             if key.value in own:
                 first, last = (k.start_mark.line + 1 for k in (own[key.value][0], key))
-                lines = f", in lines {first} and {last}" if self._in_file else ""
+                lines = f", in line {first}" if first == last else f", in lines {first} and {last}"
                 shown = value.value if isinstance(value, ScalarNode) else "{...}"
-                twice.setdefault(here, Problem(here, shown, f"is given twice{lines}"))
+                twice.setdefault(
+                    here, Problem(here, shown, f"is given twice{lines if self._in_file else ''}")
+                )
             elif key.tag == _MERGE:
                 merged = self._merged(value, types, here, depth + 1)
             own.setdefault(key.value, (key, value))
@@ -243,7 +246,7 @@ class _Reader:
         if tag == _BOOL and not _differs(text, types):
             return _YAML.construct_yaml_bool(node)
         if tag in _AMBIGUOUS and may_be(types, Any):
-            self._refuse(path, node, f"{_AMBIGUOUS[tag]}, or {_QUOTE}")
+            self._refuse(path, node, _AMBIGUOUS[tag])
         return text
 
     def _number(self, node: ScalarNode, types: Types, path: str) -> int | float | None:

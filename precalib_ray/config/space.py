@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from precalib_ray.errors import ConfigError, Problem
 
@@ -35,10 +35,11 @@ Choose = Callable[[str, str, list[Any]], Any]
 """Returns the value of the domain with this path, kind and arguments; of a choice, its name."""
 
 
-class SpaceOf(NamedTuple):
-    """Marks plain data as a space: the fields of a settings class, of which any may be a domain."""
+class SpaceOf:
+    """Marks plain data as a space: it is of this type, and any value in it may be a domain."""
 
-    type: Any
+    def __init__(self, type_: Any) -> None:
+        self.type = type_
 
 
 def resolve(space: Any, choose: Choose, path: str = "") -> Any:
