@@ -39,6 +39,10 @@ JOB = {
     "duration": {"steps": 20},
     "scaling": {"cpus_per_worker": 1},
 }
+FREE = {
+    "kind": "function", "name": "m:f", "num_classes": 2, "input_shape": [3],
+    "args": {"a": ["1e-4", "on", "010", "0o7", "2026-11-25"], "on": 1e-5},
+}  # fmt: skip
 
 
 def config(**changes: Any) -> PretrainConfig:
@@ -51,6 +55,11 @@ def config(**changes: Any) -> PretrainConfig:
         {},
         {"tracking": {"tags": {"who's": 'a "b" $HOME', "n": "1", "yes": "no"}}},
         {"noise": {"kind": "mixture", "parts": [{"noise": {"kind": "pink"}}] * 9}},
+        {"model": FREE},
+        *(
+            {"storage": text, "tracking": {"uri": text, "tags": {"a": text, text: "b"}}}
+            for text in ("null", "1e-4", "'a'", '"', " #a ", "[x]", "{a: b}", "!x", "a\nb", "- a")
+        ),
     ],
 )
 def test_the_command_says_the_same_config(changes: dict[str, Any]) -> None:

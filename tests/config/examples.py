@@ -22,8 +22,7 @@ TRAIN = {"name": "x", "start": {"kind": "random", "model": RESNET}, "data": {"pa
 def pretraining(*changed, **changes):
     """``PRETRAIN`` with other fields, and then with overrides."""
     content = yaml.safe_load(yaml.safe_dump(PRETRAIN | changes))
-    for override in changed:
-        overrides.apply(PretrainConfig, content, override)
+    overrides.apply(PretrainConfig, content, *changed)
     return load.validate(PretrainConfig, content)
 
 

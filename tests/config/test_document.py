@@ -120,7 +120,7 @@ def test_numbers_that_are_something_else(fields: str, line: str, tmp_path: Path)
 
 FREE = """
 name: x
-model: {{kind: torchvision, name: resnet18, num_classes: 10, input_shape: [3, 8, 8], args: {args}}}
+model: {{kind: function, name: "m:f", num_classes: 10, input_shape: [3, 8, 8], args: {args}}}
 noise: {{kind: gaussian}}
 duration: {{steps: 100}}
 """
@@ -186,13 +186,10 @@ def test_keys_of_free_mappings_and_of_lists_are_unique(tmp_path: Path) -> None:
         "model.args.a.0.b: '1': is given twice, in line 3"
     ]
     text = "noise: {kind: mixture, parts: [{noise: {kind: pink}, weight: 1, weight: 2}]}"
-    assert (
-        told(tmp_path, f"name: x\n{text}\nduration: {{steps: 1}}\nduration: {{steps: 2}}")
-        == [
-            "noise.parts.0.weight: '2': is given twice, in line 2",
-            "duration: '{...}': is given twice, in lines 3 and 4",
-        ][::-1]
-    )
+    assert told(tmp_path, f"name: x\n{text}\nduration: {{}}\nduration: {{}}") == [
+        "duration: '{...}': is given twice, in lines 3 and 4",
+        "noise.parts.0.weight: '2': is given twice, in line 2",
+    ]
 
 
 def test_merges_and_aliases(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -106,7 +107,7 @@ class Mutation:
         container, key, _ = self._random.choice(list(places(self._content)) or [({}, "x", "x")])
         how = self._random.random()
         if how < 0.7 or isinstance(container, list):
-            container[key] = self._random.choice(VALUES)
+            container[key] = copy.deepcopy(self._random.choice(VALUES))
         elif how < 0.85:
             container.pop(key, None)
         else:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from precalib_ray.config import load
+from precalib_ray.config import jobs, load
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.core.spec import plain
 from tests.config.examples import pretraining, refused
@@ -60,6 +60,154 @@ def test_bad_override(override, path, value, allowed):
     (problem,) = refused(pretraining, override, noise={"kind": "mixture", "parts": parts}).problems
     assert (problem.path, problem.value) == (path, value)
     assert allowed in problem.allowed
+
+
+TEXTS = [
+    "007", "1e3", "0x1F", "1_000", "12:30", "2026-11-25", "no", "on", "true", "null", "~", ".inf",
+    "a: b", "#5", "x #5", "[x]", "[x", "{x}", "{a: 1}", "*anchor", "&x", "&x 'a'", "!tag",
+    "!!int 3", "|", "| a", ">", "- a", "? a", "%a", "@a", "`a", "=", "a=b=c", "<<", "it's", "'",
+    '"', '"a" b', "'a' 'b'", "a ", " a", "a\nb", "a\tb", "ü 中 \U0001f600", "\\n", "C:\\new",
+    "$HOME", "a,b", "'a' # b", "{choice: [a, b]}", "---", "...", "x" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_stands(text):
+    words = [f"tracking.experiment={text}", f"tracking.tags.owner={text}"]
+    tracking = pretraining(*words).tracking
+    assert (tracking.experiment, tracking.tags) == (text, {"owner": text})
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("'12'", "12"), ('"x"', "x"), ("'it''s'", "it's"), ('"a\\nb"', "a\nb"), ("'\"a\"'", '"a"'),
+     ("'null'", "null"), ("' '", " ")],
+)  # fmt: skip
+def test_text_may_be_quoted_as_in_yaml(word, text):
+    assert pretraining(f"tracking.experiment={word}").tracking.experiment == text
+
+
+@pytest.mark.parametrize("name", ["007", "1e3", "no", "null", "2026-11-25", "1_000", "0o17"])
+def test_names_paths_and_choices_are_text(name):
+    config = pretraining(f"name={name}", f"storage={name}", f"tracking.register_as='{name}'")
+    assert config.name == config.storage == config.tracking.register_as == name
+    for word in ("version=010", "version=1.10", f"version={name}"):
+        promote = load.load(jobs.config_class("promote"), None, ["name=m", word])
+        assert promote.version == word.removeprefix("version=")
+    for override in ("labels.kind=no", "name=", "name=x\n"):
+        (problem,) = refused(pretraining, override).problems
+        assert problem.value == override.partition("=")[2]
+
+
+def test_paths_of_the_shell():
+    config = pretraining("storage=s3://b/{x}", "probes.data.a.path=/a/b #c")
+    assert (config.storage, config.probes.data["a"].path) == ("s3://b/{x}", "/a/b #c")
+
+
+@pytest.mark.parametrize("word", ["", "~", "Null", "NULL", "null "])
+def test_what_may_be_null_or_text_is_refused(word):
+    (problem,) = refused(pretraining, f"tracking.uri={word}").problems
+    assert (problem.path, problem.value) == ("tracking.uri", word)
+    assert problem.allowed == "may be null or text: write null, or quote it if it is text"
+    assert pretraining("tracking.uri=null", tracking={"uri": "x"}).tracking.uri is None
+    assert pretraining("tracking.uri='null'").tracking.uri == "null"
+
+
+def test_text_or_a_list():
+    assert pretraining("trainable=head").trainable == "head"
+    assert pretraining("trainable=[layers.*, no, 1]").trainable == ["layers.*", "no", "1"]
+    assert refused(pretraining, "trainable=[a").problems[0].value == "[a"
+    words = ["source={kind: idx, path: 007}", "source.class_names=[no, 0123]", "output=1_000"]
+    config = load.load(jobs.config_class("convert"), None, words)
+    assert (config.source.path, config.output) == ("007", "1_000")
+    assert config.source.class_names == ["no", "0123"]
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("seed=", "is empty; write null for no value"),
+        ("duration.samples=", "is empty; write null for no value"),
+        ("promote= ", "is empty; write null for no value"),
+        ("seed=5 # six", "is not a YAML value"),
+        ("compute={compile: true} # x", "is not a YAML value"),
+        ("seed=!!float 5", "is not a YAML value"),
+        ("seed=*a", "is not a YAML value"),
+        ("seed=010", "is octal in YAML; write it decimal"),
+        ("seed=1:30", "is minutes and seconds in YAML; write it decimal"),
+        ("seed=yes", "must be a valid integer"),
+        ("head_scale=nan", "must be a finite number"),
+        ("duration.seconds=1e999", "must be a finite number"),
+        ("model.input_shape.²=3", "must be an index below 3"),
+        ("model.input_shape." + "1" * 5000 + "=3", "must be an index below 3"),
+        ("model.input_shape.٣=3", "must be an index below 3"),
+        ("seed=" + "9" * 5000, "is a number of more than 300 characters"),
+        ("seed=0x" + "f" * 5000, "is a number of more than 300 characters"),
+        ("compute=" + "[" * 5000, "is not a YAML value"),
+        ("a." * 100 + "b=1", "has more than 60 names"),
+        ("duration={steps: 1, steps: 2}", "is given twice"),
+        ("noise={kind: pink, kind: blur}", "is given twice"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_values_that_are_no_text(override, allowed):
+    (problem,) = refused(pretraining, override).problems
+    assert problem.allowed.startswith(allowed)
+    assert len(str(problem)) < 500
+
+
+def test_numbers_are_read_as_they_are_written():
+    config = pretraining("optimizer.lr=1e-4", "seed=0x10", "duration.steps=1_000", "head_scale=.5")
+    assert (config.optimizer.lr, config.seed, config.duration.steps) == (1e-4, 16, 1000)
+    assert config.head_scale == 0.5
+
+
+def test_keys_of_a_mapping_may_hold_dots():
+    scaling = pretraining("scaling.labels.ray.io/zone=no", "scaling.labels.disk=!in(a, b)").scaling
+    assert scaling.labels == {"ray.io/zone": "no", "disk": "!in(a, b)"}
+    assert pretraining("tracking.tags.a.b=c=d").tracking.tags == {"a.b": "c=d"}
+    probes = {"noise": {"a.b": {"kind": "pink"}, "c": {"kind": "pink"}}}
+    noise = pretraining("probes.noise.a.b.alpha=2", probes=probes).probes.noise
+    assert (noise["a.b"].alpha, noise["c"].alpha) == (2, 1)
+    probes["noise"]["a"] = {"kind": "pink"}
+    (problem,) = refused(pretraining, "probes.noise.a.b.alpha=2", probes=probes).problems
+    assert problem.allowed == "may mean a and a.b; change the file instead"
+
+
+BASE = ["noise.kind=pink", "duration.steps=3", "model.num_classes=3", "model.input_shape=[4]"]
+
+
+def test_a_field_is_text_before_its_kind_is_known():
+    words = ["name=x", *BASE, "model.name=007", "model.kind=function"]
+    (problem,) = refused(load.load, PretrainConfig, None, words).problems
+    assert (problem.path, problem.value) == ("model.name", "007")
+    words = ["source.path=007", "source.kind=idx", "output=x"]
+    assert load.load(jobs.config_class("convert"), None, words).source.path == "007"
+
+
+def test_a_recipe_of_a_search_is_read_by_the_types_of_pretraining():
+    words = [
+        "model.kind=function", "model.name=m:f", "model.args={a: '1e-4'}",
+        "trainable={choice: [head, [no, a]]}", "probes.noise={no: {kind: blur}}",
+        "optimizer.lr={choice: [1e-4, {uniform: [1e-3, 1e-2]}]}", "optimizer.kind=sgd",
+    ]  # fmt: skip
+    cls = jobs.config_class("search")
+    overrides = ["name=007", "objective=deviation", *(f"recipe.{word}" for word in BASE + words)]
+    recipe = load.load(cls, None, overrides).recipe
+    assert recipe["trainable"] == {"choice": ["head", ["no", "a"]]}
+    assert recipe["model"]["args"] == {"a": "1e-4"}
+    assert list(recipe["probes"]["noise"]) == ["no"]
+    assert recipe["optimizer"]["lr"]["choice"][1] == {"uniform": [1e-3, 1e-2]}
+    (problem,) = refused(load.load, cls, None, [*overrides, "recipe.noise.kind=no"]).problems
+    assert (problem.path, problem.value) == ("recipe.noise.kind", "no")
+
+
+def test_a_kind_keeps_what_earlier_overrides_have_set():
+    noise = {"kind": "gaussian", "scale": 3.0}
+    config = pretraining("noise.alpha=2", "noise.kind=pink", noise=noise)
+    assert (config.noise.alpha, config.noise.scale) == (2, 1)
+    overrides = ["noise.kind=pink", "noise.alpha=2", "noise.kind=gaussian"]
+    assert refused(pretraining, *overrides).problems[0].path == "noise.alpha"
 
 
 def test_values_are_yaml():
