@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from precalib_ray.config import document, jobs, load
 from precalib_ray.core.spec import hints, plain
 from precalib_ray.errors import ConfigError
 from tests.config.examples import PRETRAIN, refused
+from tests.config.test_help import parts
 
 REST = """
 model: {kind: mlp, num_classes: 10, input_shape: [1, 8, 8]}
@@ -275,33 +278,30 @@ def test_a_key_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
 # paths
 
 PATHS = {
-    "benchmark.recipe", "convert.output", "convert.source.path", "convert.source.root",
-    "convert.source.test_path", "pretrain.noise.data", "pretrain.probes.data.path",
-    "pretrain.storage", "pretrain.tracking.uri", "promote.probes.data.path", "promote.tracking.uri",
-    "quickstart.output", "register.path", "register.probes.data.path", "register.tracking.uri",
-    "search.downstream.data.path", "search.storage", "search.tracking.uri", "sync.storage",
-    "sync.tracking.uri", "train.data.path", "train.start.path", "train.storage",
-    "train.tracking.uri",
+    "BenchmarkConfig.recipe", "ConvertConfig.output", "DataProbe.path", "FromCheckpoint.path",
+    "FromFolder.path", "FromFolder.test_path", "FromIdx.path", "FromTorchvision.root",
+    "Matched.data", "QuickstartConfig.output", "RegisterConfig.path", "Server.uri",
+    "Stored.storage", "TrackingChanges.uri", "TrainData.path",
 }  # fmt: skip
-
-
-def text_fields(job: str) -> set[str]:
-    """Fields of a job whose name or help speaks of a folder, a file, or a server."""
-    from precalib_ray.config import help as help_text
-
-    lines = help_text.describe(jobs.config_class(job))
-    said = ("director", "folder", "the data set", "tracking server", "config of the pretraining")
-    return {
-        f"{job}.{line.path}"
-        for line in lines
-        if line.type.startswith("str") and any(word in line.meaning for word in said)
-    }
+NO_PATHS = {"FromRegistry.uri", "Stored.name"}
+"""Their help speaks of a folder or a model's URI, and their patterns allow neither ~ nor $."""
 
 
 def test_every_path_is_marked() -> None:
-    found = set().union(*(text_fields(job) for job in jobs.NAMES))
-    names = {f"{job}.name" for job in jobs.NAMES}  # of a run, a folder under storage
-    assert {path for path in found if path not in names} == PATHS
+    found = set().union(*(parts(jobs.config_class(job)) for job in jobs.NAMES))
+    sections = {base for section in found for base in section.__mro__ if is_dataclass(base)}
+    words = re.compile(r"director|folder|data set|tracking server|^config of|models:/", re.I)
+    marked, described = set(), set()
+    for section in sections:
+        for name in vars(section).get("__annotations__", {}):
+            field = section.__dataclass_fields__.get(name)
+            if field is None or "str" not in str(field.type) or "dict" in str(field.type):
+                continue
+            path = f"{section.__name__}.{name}"
+            marked |= {path} if field.metadata.get("path") else set()
+            described |= {path} if words.search(field.metadata.get("description", "")) else set()
+    assert marked == PATHS
+    assert described - NO_PATHS == PATHS
 
 
 @pytest.mark.parametrize("written", ["~/x", "$HOME/x", "${HOME}/x"])
