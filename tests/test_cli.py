@@ -132,6 +132,20 @@ def test_print_config_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == first.out
 
 
+def test_a_file_whose_path_looks_like_an_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "lr=1e-3"
+    folder.mkdir()
+    (folder / "sync.yaml").write_text("name: x\n")
+    cli.main(["sync", "lr=1e-3/sync.yaml", "--print-config"])
+    assert "name: x\n" in capsys.readouterr().out
+    (tmp_path / "name=y").write_text("name: x\n")
+    cli.main(["sync", "name=y", "--print-config"])
+    assert "name: y\n" in capsys.readouterr().out
+
+
 def test_a_flag_is_an_override(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["promote", "name=m", "--rollback", "--print-config"])
     assert "rollback: true\n" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import os
 import re
 
 _VARIABLE = re.compile(r"\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\}|[({$])", re.ASCII)
-_HOME = re.compile(r"(?P<scheme>sqlite[\w+]*:///|file:///?|)(?P<home>~[^/]*)")
+_HOME = re.compile(r"(?:(?P<scheme>sqlite[\w+]*|file):///?)?(?P<home>~[^/]*)")
 """``~`` or ``~USER`` where a path begins; elsewhere, as in an object's key, it is a character."""
 
 
@@ -25,8 +25,12 @@ def expand(text: str) -> str:
     home = _HOME.match(text)
     if home is None:
         return text
-    scheme = "file://" if home["scheme"].startswith("file") else home["scheme"]
-    return f"{scheme}{_folder(home['home'])}{text[home.end() :]}"
+    path = f"{_folder(home['home'])}{text[home.end() :]}"
+    if home["scheme"] is None:
+        return path
+    return (
+        f"{home['scheme']}://{path}" if home["scheme"] == "file" else f"{home['scheme']}:///{path}"
+    )
 
 
 def _value(match: re.Match[str]) -> str:

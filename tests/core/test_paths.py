@@ -28,6 +28,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("s3://$BUCKET/runs", "s3://b/runs"),
         ("sqlite:///~/m.db", "sqlite:////home/u/m.db"),
         ("sqlite+pysqlite:///~/m.db?mode=ro", "sqlite+pysqlite:////home/u/m.db?mode=ro"),
+        ("sqlite://~/m.db", "sqlite:////home/u/m.db"),
         ("file:///~/runs", "file:///home/u/runs"),
         ("file://~/runs", "file:///home/u/runs"),
     ],
