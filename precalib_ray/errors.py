@@ -6,6 +6,7 @@ shows one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,16 +35,23 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        shown = _shortened(repr(self.value))
-        line = f"{_shortened(self.path) or 'config'}: {shown}: {self.allowed}"
+        path, value = _shortened(self.path) or "config", _shortened(repr(self.value))
+        line = f"{path}: {value}: {_shortened(self.allowed, 3 * _MAX_SHOWN)}"
         line = f"{line} (did you mean {self.hint}?)" if self.hint else line
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _shortened(text: str) -> str:
-    """At most ``_MAX_SHOWN`` characters of a text, of its beginning and its end."""
-    half = _MAX_SHOWN // 2
-    return text if len(text) <= _MAX_SHOWN else f"{text[:half]}...{text[-half:]}"
+def _shortened(text: str, length: int = _MAX_SHOWN) -> str:
+    """The beginning and the end of a text that is longer.
+
+    A URI is shown whole or not at all, so that credentials in it are still recognized as such.
+    """
+    if len(text) <= length:
+        return text
+    head, tail = text[: length // 2], text[-length // 2 :]
+    if "://" in text:
+        head, tail = re.sub(r"[^\s'\"]*$", "", head), re.sub(r"^[^\s'\"]*", "", tail)
+    return f"{head}...{tail}"
 
 
 class ConfigError(PrecalibError):

@@ -3,7 +3,7 @@
 Text is taken as it stands where a field is text: ``name: 007``, ``on``, ``2026-11-25``. Elsewhere a
 value is YAML 1.1's, unless that differs from how it is written (``010`` is 8, ``12:30`` is 750) or
 from YAML 1.2 (``on``, ``1e-4``) and no type decides. Keys are unique and text; anchors, aliases and
-``<<`` are allowed, other tags than those of plain values are not.
+``<<`` are allowed, tags other than ``!!str`` are not.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ _NULL, _BOOL, _INT, _FLOAT, _DATE, _TEXT, _LIST, _MAP, _MERGE = (
     for name in ("null", "bool", "int", "float", "timestamp", "str", "seq", "map", "merge")
 )
 _NUMBER_OF_1_2 = "number of YAML 1.2"
-_NUMBER = re.compile(
-    r"0o[0-7]+|[-+]?[0-9]+|[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-)
+_NUMBER = re.compile(r"^(0o[0-7]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)$")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _QUOTE = "quote it if it is text"
 _AMBIGUOUS = {
@@ -68,9 +66,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _class in (_Loader, _Dumper):  # asked after those of YAML 1.1
-    _class.add_implicit_resolver(
-        _NUMBER_OF_1_2, re.compile(f"^(?:{_NUMBER.pattern})$"), list("-+.0123456789")
-    )
+    _class.add_implicit_resolver(_NUMBER_OF_1_2, _NUMBER, list("-+.0123456789"))
 
 
 def dump(value: Any, **options: Any) -> str:
@@ -93,7 +89,8 @@ def read_word(word: str, types: Types, path: str) -> Any:
     """The value of an override: as it stands where it is text, else YAML.
 
     A field that is text may be given in quotes, as in YAML. Where it may be null too, ``null`` is
-    null; where it may be a list or, in a search, a domain, ``[...]`` and ``{...}`` are.
+    null; where it may be a list or, in a search, a domain, ``[...]`` and ``{...}`` are. Without
+    types, for a field that does not exist, what is not YAML is text.
 
     Raises:
         ConfigError: with one problem per line.
@@ -106,11 +103,12 @@ def read_word(word: str, types: Types, path: str) -> Any:
         if not may_be(types, type(None)) or not (word == "" or (node and node.tag == _NULL)):
             return word
         allowed = "" if word == "null" else f"may be null or text: write null, or {_QUOTE}"
-    elif not word.strip():
-        allowed = "is empty; write null for no value"
+    elif node is not None and node.end_mark.index == len(word.rstrip()):
+        allowed = ""
+    elif not types:
+        return word
     else:
-        whole = node is not None and node.end_mark.index == len(word.rstrip())
-        allowed = "" if whole else "is not a YAML value"
+        allowed = "is not a YAML value" if word.strip() else "is empty; write null for no value"
     if allowed:
         raise ConfigError([Problem(path, word, allowed)])
     assert node is not None, "it is neither empty nor refused"
@@ -249,19 +247,19 @@ class _Reader:
             self._refuse(path, node, _AMBIGUOUS[tag])
         return text
 
-    def _number(self, node: ScalarNode, types: Types, path: str) -> int | float | None:
-        text = node.value
-        instead = f"write it decimal, or {_QUOTE}" if may_be(types, Any) else "write it decimal"
+    def _number(self, node: ScalarNode, types: Types, path: str) -> int | float | str:
+        text, wrong = node.value, ""
         if len(text) > _MAX_NUMBER:
-            self._refuse(path, node, f"is a number of more than {_MAX_NUMBER} characters")
+            wrong = f"is a number of more than {_MAX_NUMBER} characters"
         elif ":" in text or _OCTAL.fullmatch(text):
             what = "minutes and seconds" if ":" in text else "octal"
-            self._refuse(path, node, f"is {what} in YAML; {instead}")
-        elif node.tag == _INT:
-            return int(_YAML.construct_yaml_int(node))
-        else:
-            return float(_YAML.construct_yaml_float(node))
-        return None
+            wrong = f"is {what} in YAML; write it decimal"
+        if not wrong:
+            is_int = node.tag == _INT
+            return _YAML.construct_yaml_int(node) if is_int else _YAML.construct_yaml_float(node)
+        if types:
+            self._refuse(path, node, f"{wrong}, or {_QUOTE}" if may_be(types, Any) else wrong)
+        return str(text)
 
 
 _YAML = _Loader("")

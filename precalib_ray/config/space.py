@@ -26,9 +26,11 @@ _HUGE = 1e300
 """Bounds whose difference is finite; NaN is not below it."""
 
 MOST_OPTIONS = 1000
+"""Values of a choice."""
 MOST_CORNERS = 4000
+"""Configs that are validated for a search."""
 MOST_POINTS = 100_000
-"""Of a grid."""
+"""Trials of a grid."""
 
 Point = dict[str, Any]
 Choose = Callable[[str, str, list[Any]], Any]

@@ -156,6 +156,12 @@ def test_values_that_are_no_text(override, allowed):
     assert len(str(problem)) < 500
 
 
+@pytest.mark.parametrize("word", ["", "a: b: c", "[", "5 # x", "no", "010", "2026-11-25"])
+def test_a_field_that_does_not_exist_is_what_is_told(word):
+    (problem,) = refused(pretraining, f"trackin.x={word}").problems
+    assert (problem.path, problem.hint) == ("trackin", "tracking")
+
+
 def test_numbers_are_read_as_they_are_written():
     config = pretraining("optimizer.lr=1e-4", "seed=0x10", "duration.steps=1_000", "head_scale=.5")
     assert (config.optimizer.lr, config.seed, config.duration.steps) == (1e-4, 16, 1000)

@@ -8,6 +8,8 @@ import pytest
 from precalib_ray.config import load
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.core.spec import Family, Section, setting
+from precalib_ray.errors import Problem
+from precalib_ray.registry.secrets import redact
 from tests.config.examples import PRETRAIN, RESNET, refused
 
 
@@ -93,6 +95,21 @@ def test_no_message_speaks_of_python(field, value):
     assert text.startswith(field)
     for foreign in ("instance", "object", "dataclass", "ArgsKwargs", "dictionary"):
         assert foreign not in text
+
+
+def test_a_message_is_a_line_of_sane_length():
+    problem = Problem("a\n" * 500, "b" * 9000, "c" * 9000, "hint")
+    assert len(str(problem)) < 1500
+    assert str(problem).isprintable()
+    assert str(problem).endswith("ccc (did you mean hint?)")
+
+
+@pytest.mark.parametrize("before", range(80, 110, 3))
+def test_a_shortened_message_shows_no_part_of_a_password(before):
+    value = "x" * before + " http://bob:sesame@host/" + "y" * 200
+    for text in (value, value[::-1].replace("tsoh@emases:bob//:ptth", "http://bob:sesame@host")):
+        shown = redact(str(Problem("uri", text, "is wrong")))
+        assert not any(part in shown for part in ("ses", "ame", "bob"))
 
 
 def test_an_instance_is_checked_as_plain_data_is():
