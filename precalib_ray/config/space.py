@@ -27,7 +27,7 @@ _HUGE = 1e300
 
 MOST_OPTIONS = 1000
 """Values of a choice."""
-MOST_CORNERS = 4000
+MOST_CORNERS = 1000
 """Configs that are validated for a search."""
 MOST_POINTS = 100_000
 """Trials of a grid."""

@@ -156,7 +156,9 @@ def test_numbers_of_a_search(tmp_path: Path) -> None:
     assert recipe.recipe["model"]["init"] == {"choice": ["he", "default"]}
     (line, *_) = told(tmp_path, text.replace("size: 256", "size: 0400"), "search")
     assert line.startswith("recipe.probes.size: '0400': is octal in YAML; write it decimal")
-    assert told(tmp_path, text.replace("[1.0e-4, 1.0e-2]", "[.nan, 1]"), "search")
+    for recipe in ("{uniform: [0, 1]}", "{randint: [0, 3]}"):
+        (line,) = told(tmp_path, f"name: x\nrecipe: {recipe}", "search")
+        assert line == "recipe: 0: must be a mapping"
 
 
 # structure

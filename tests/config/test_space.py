@@ -64,6 +64,26 @@ def test_grid_is_every_combination_once() -> None:
         list(space.grid(NOISE))
 
 
+@pytest.mark.parametrize(
+    ("domains", "told"),
+    [
+        ([{"randint": [1, 10**12]}], r"recipe\.d0\.randint: .* has more than 100,000 values"),
+        ([{"quniform": [0, 1, 1e-300]}], r"recipe\.d0\.quniform: .* has more than 100,000 values"),
+        ([{"randint": [1, 400]}] * 2, "recipe: .* has more than 100,000 points as a grid"),
+    ],
+)
+def test_a_grid_of_too_many_points(domains: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        list(space.grid({f"d{number}": domain for number, domain in enumerate(domains)}))
+
+
+def test_a_space_of_too_many_corners() -> None:
+    choice = {"choice": list(range(500))}
+    assert len(list(space.corners({"a": choice, "b": choice}))) == 999
+    with pytest.raises(ConfigError, match=r"recipe: .* has more than 1,000 values of choices"):
+        list(space.corners({"a": choice, "b": choice, "c": {"choice": [1, 2, 3]}}))
+
+
 @given(st.integers(-5, 5), st.integers(1, 9))
 def test_grid_of_integers_holds_both_ends(low: int, width: int) -> None:
     values = [p["n"] for p in space.grid({"n": {"randint": [low, low + width]}})]
@@ -83,6 +103,10 @@ def test_grid_of_integers_holds_both_ends(low: int, width: int) -> None:
         ({"quniform": [0, 1]}, r"must be \[low, high, q\]"),
         ({"quniform": [0, 1, 0]}, "q must be > 0"),
         ({"randint": [0.5, 2]}, "must be integers"),
+        ({"uniform": [float("nan"), 1]}, "must be finite"),
+        ({"quniform": [0, 1, float("inf")]}, "must be finite"),
+        ({"randint": [0, 10**400]}, "must be finite"),
+        ({"choice": [1] * 1001}, "must be at most 1,000 values"),
         ({"choice": [{"kind": "a", "b": {"uniform": [2, 1]}}]}, r"x\.a\.b\.uniform"),
     ],
 )
