@@ -109,8 +109,11 @@ def _read(cls: type[Section], file: Path) -> dict[str, Any]:
 
 
 def identity(config: JobConfig) -> dict[str, Any]:
-    """Plain data of the fields that identify a job: not where, nor on what, it runs."""
-    content = plain(config)
+    """Plain data of the fields that identify a job: not where, nor on what, it runs.
+
+    Fields that were added later are left out at their defaults.
+    """
+    content = plain(config, identity=True)
     return {name: content[name] for name in content if name not in config.not_identity}
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from precalib_ray.core.engine import Optimization
 from precalib_ray.core.losses import Loss
+from precalib_ray.core.parquet_form import ParquetForm
 from precalib_ray.core.spec import Section, setting
 from precalib_ray.errors import SettingError
 
@@ -22,7 +23,7 @@ class Augmentation(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainData(Section):
+class TrainData(ParquetForm):
     """A Parquet data set."""
 
     path: str = setting(

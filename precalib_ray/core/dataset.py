@@ -42,24 +42,15 @@ class DatasetInfo:
 
     @classmethod
     def measured(cls, images: Tensor, *, class_names: Sequence[str]) -> DatasetInfo:
-        """Info of the train images, uint8 (N, C, H, W), N >= 1.
-
-        A constant channel gets std 1, so that standardizing makes it 0.
-        """
-        values = torch.arange(256, dtype=torch.float64) / 255
-        mean, std = [], []
-        for channel in images.unbind(dim=1):
-            weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-            center = (weights * values).sum()
-            mean.append(float(center))
-            std.append(float((weights * (values - center).square()).sum().sqrt()) or 1.0)
+        """Info of the train images, uint8 (N, C, H, W), N >= 1."""
+        mean, std = mean_and_std(images)
         _, num_channels, height, width = images.shape
         return cls(
             num_classes=len(class_names),
             class_names=tuple(class_names),
             shape=(num_channels, height, width),
-            mean=tuple(mean),
-            std=tuple(std),
+            mean=mean,
+            std=std,
         )
 
     def to_json(self) -> str:
@@ -92,6 +83,22 @@ class Split:
     labels: Tensor  # (N,) int64
     info: DatasetInfo
     skipped: tuple[str, ...] = ()
+
+
+def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, (C,) each, of images uint8 (N, C, H, W) scaled to
+    [0, 1].
+
+    A constant channel gets std 1, so that standardizing makes it 0.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(dim=1):
+        weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        center = (weights * values).sum()
+        mean.append(float(center))
+        std.append(float((weights * (values - center).square()).sum().sqrt()) or 1.0)
+    return tuple(mean), tuple(std)
 
 
 def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,12 @@ CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DataProbe(Section):
-    """Real images of a Parquet data set."""
+    """Real images of a Parquet data set, whose labels are not read."""
 
     path: str = setting(path=True, description="directory of the data set")
+    image_column: str = setting(
+        "image", added=True, min_length=1, description="column of the images"
+    )
     split: Literal["train", "val", "test"] = setting(
         "test", description="split that the images are taken from"
     )

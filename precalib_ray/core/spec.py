@@ -31,6 +31,7 @@ def setting(
     description: str,
     allowed: str = "",
     path: bool = False,
+    added: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of a settings class; required without ``default`` and ``factory``.
@@ -41,9 +42,11 @@ def setting(
         description: its meaning, for ``--help``.
         allowed: the permitted values in words, for error messages.
         path: whether it is a path or URI, in which ``~`` and ``$NAME`` are expanded.
+        added: configs had digests before the field existed; at its default it is no part of their
+            identity, so that they keep them.
         bounds: those of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``pattern``, ...
     """
-    metadata = {"description": description, "path": path, **bounds}
+    metadata = {"description": description, "path": path, "added": added, **bounds}
     if allowed:
         metadata["json_schema_extra"] = {"allowed": allowed}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
@@ -104,25 +107,30 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def plain(value: Any, *, sparse: bool = False) -> Any:
+def plain(value: Any, *, sparse: bool = False, identity: bool = False) -> Any:
     """JSON-ready data of settings and results: mappings, lists and scalars.
 
     Args:
         value: a dataclass, or a value of its fields.
         sparse: leave out fields that have their defaults.
+        identity: leave out those of them that are ``added`` (see :func:`setting`).
     """
+
+    def is_kept(field: dataclasses.Field[Any]) -> bool:
+        is_added = field.metadata.get("added", False)
+        may_go = (sparse and field.name != "kind") or (identity and is_added)
+        return not may_go or bool(getattr(value, field.name) != default(field))
+
+    inner = functools.partial(plain, sparse=sparse, identity=identity)
     if hasattr(value, "to_json") and not isinstance(value, type):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: plain(getattr(value, field.name), sparse=sparse)
-            for field in dataclasses.fields(value)
-            if not sparse or field.name == "kind" or getattr(value, field.name) != default(field)
-        }
+        fields = filter(is_kept, dataclasses.fields(value))
+        return {field.name: inner(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, sparse=sparse) for key, item in value.items()}
+        return {str(key): inner(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, sparse=sparse) for item in value]
+        return [inner(item) for item in value]
     return value
 
 

@@ -2,20 +2,19 @@
 
 Each converter reads its whole source before it touches ``directory``, then replaces the data set
 there, and returns how many images each split got. ``val_fraction`` of every train class becomes
-the val split, drawn by ``seed``; 0 leaves it out. ``on_progress(done, total)`` counts images, twice
-if they must be decoded: when read and when written. An unusable source raises :class:`DataError`.
+the val split, drawn by ``seed``; 0 leaves it out, and a source may have its own.
+``on_progress(done, total)`` counts images, twice where image files are decoded: when read and when
+written. ``notify`` gets a line for each kind of file, and each row, that is left out. An unusable
+source raises :class:`DataError`.
 """
 
 from __future__ import annotations
 
-import gzip
-import math
-import struct
-import zlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +22,17 @@ import torchvision
 from torch import Tensor
 
 from precalib_ray.core.dataset import DatasetInfo, Split, stratified_split
-from precalib_ray.data.codec import Pixels, load, pixels
+from precalib_ray.core.parquet_form import ParquetForm
+from precalib_ray.data import idx, image_folder
+from precalib_ray.data.codec import Pixels, decode, fit, pixels
 from precalib_ray.data.embedded import digits
-from precalib_ray.data.parquet import SPLITS, split_path, write_split
+from precalib_ray.data.parquet import SPLITS, read_split, split_path, write_split
 from precalib_ray.errors import DataError
 
 OnProgress = Callable[[int, int], None]
+Notify = Callable[[str], object]
+
+_log = logging.getLogger(__name__)
 
 # Data sets of torchvision whose images all have one size, with the arguments of train and test.
 _TRAIN_FLAG: Mapping[str, Mapping[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
@@ -72,9 +76,6 @@ def convert_torchvision(
         name: name of the class in torchvision.datasets.
         root: directory of the source's files, as torchvision expects it.
         download: let torchvision fetch files that are not under ``root``.
-        val_fraction: see the module.
-        seed: see the module.
-        on_progress: see the module.
     """
     if name not in TORCHVISION_DATASETS:
         by_lower = {known.lower(): known for known in TORCHVISION_DATASETS}
@@ -129,11 +130,8 @@ def convert_idx(
         source: directory of ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their
             ``t10k-`` counterparts (the test split), each as it is or gzipped with ``.gz``.
         class_names: by default "0", "1", ... up to the largest label of train.
-        val_fraction: see the module.
-        seed: see the module.
-        on_progress: see the module.
     """
-    train, test = (_read_idx_split(source, prefix) for prefix in ("train", "t10k"))
+    train, test = (idx.read_split(source, prefix) for prefix in ("train", "t10k"))
     return _split_and_replace(
         directory,
         train,
@@ -151,50 +149,95 @@ def convert_folder(
     *,
     source: Path,
     shape: tuple[int, int, int],
+    val_source: Path | None = None,
     test_source: Path | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    notify: Notify = _log.warning,
 ) -> dict[str, int]:
     """Write images that lie in one folder per class.
 
     Args:
         directory: directory of the data set to write.
-        source: ``source/CLASS/**/*.png``, as torchvision's ImageFolder reads it.
+        source: ``source/CLASS/**/IMAGE``, see :func:`image_folder.scan`.
         shape: (C, H, W) that every image gets, C = 1 for gray or 3 for RGB; the aspect ratio
             is not preserved.
-        test_source: likewise, for the test split, with the same classes; by default there is none.
-        val_fraction: see the module.
-        seed: see the module.
-        on_progress: see the module.
+        val_source: likewise, for the val split, with the same classes; by default it is drawn from
+            train.
+        test_source: likewise, for the test split; by default there is none.
     """
     if shape[0] not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, got shape {shape}")
-    folders = [_image_folder(path) for path in (source, test_source) if path is not None]
-    classes = folders[0].classes
-    if folders[-1].classes != classes:
-        odd = sorted(set(folders[-1].classes) ^ set(classes))
-        raise DataError(f"{test_source}: its classes differ from those of {source}: {odd}")
-    progress = _Progress(on_progress, total=2 * sum(len(folder) for folder in folders))
+    sources = {"train": source, "val": val_source, "test": test_source}
+    folders = {name: image_folder.scan(path) for name, path in sources.items() if path}
+    for folder in folders.values():
+        image_folder.check_same_classes(folder, folders["train"])
+        for line in folder.notes():
+            notify(line)
+    files = sum(len(folder.samples) for folder in folders.values())
+    progress = _Progress(on_progress, total=2 * files)
 
-    def read(path: str) -> Pixels:
+    def read(path: Path) -> Pixels:
         try:
-            return load(Path(path), shape=shape)
-        except ValueError as error:
+            return fit(decode(path.read_bytes()), shape)
+        except (ValueError, OSError) as error:
             raise DataError(f"{path}: image cannot be decoded: {error}") from error
 
-    train, *test = (
-        _read_items(folder.samples, pixels=read, progress=progress) for folder in folders
-    )
+    items = {
+        name: _read_items(folder.samples, pixels=read, progress=progress)
+        for name, folder in folders.items()
+    }
     return _split_and_replace(
         directory,
-        train,
-        test[0] if test else None,
-        class_names=classes,
+        **items,
+        class_names=folders["train"].classes,
         source=str(source),
         val_fraction=val_fraction,
         seed=seed,
         progress=progress,
+    )
+
+
+def convert_parquet(
+    directory: Path,
+    *,
+    source: Path,
+    form: ParquetForm,
+    shape: tuple[int, int, int] | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    notify: Notify = _log.warning,
+) -> dict[str, int]:
+    """Write a Parquet data set of another program, or one of ours in another shape.
+
+    Args:
+        directory: directory of the data set to write.
+        source: one file, which is train; or a directory with ``train.parquet`` and, if it has them,
+            ``val.parquet`` or ``validation.parquet``, and ``test.parquet``.
+        form: its columns and classes.
+        shape: as of :func:`convert_folder`; None: the images have one shape.
+        on_bad_row: as of :func:`read_split`.
+    """
+    files = _parquet_files(source, notify)
+    if directory.resolve() in (file.parent.resolve() for file in files.values()):
+        raise DataError(f"{directory}: holds the source, which the result would replace")
+    splits: dict[str, Split] = {}
+    for name, file in files.items():
+        train = splits["train"].info if splits else None
+        splits[name] = read_split(file, form=form, train=train, resize=shape, on_bad_row=on_bad_row)
+        for line in splits[name].skipped:
+            notify(f"skipped: {line}")
+    return _split_and_replace(
+        directory,
+        **{name: (split.images, split.labels) for name, split in splits.items()},
+        class_names=splits["train"].info.class_names,
+        source=str(source),
+        val_fraction=val_fraction,
+        seed=seed,
+        progress=_Progress(on_progress, total=sum(len(s.labels) for s in splits.values())),
     )
 
 
@@ -214,20 +257,26 @@ _Items = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,) int64
 
 
 def _read_items(items: Any, *, pixels: Callable[[Any], Pixels], progress: _Progress) -> _Items:
-    images, labels = [], []
+    images, labels, problems = [], [], []
     for index in range(len(items)):
         image, label = items[index]
-        images.append(pixels(image))
+        try:
+            images.append(pixels(image))
+        except DataError as error:
+            problems.append(str(error))
         labels.append(int(label))
         progress.add(1)
+    if problems:
+        raise DataError("\n".join(problems))
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
 def _split_and_replace(
     directory: Path,
     train: _Items,
-    test: _Items | None,
+    test: _Items | None = None,
     *,
+    val: _Items | None = None,
     class_names: Sequence[str] | None,
     source: str,
     val_fraction: float,
@@ -248,18 +297,18 @@ def _split_and_replace(
     if test is not None and test[0].shape[1:] != images.shape[1:]:
         sizes = tuple(images.shape[1:]), tuple(test[0].shape[1:])
         raise DataError(f"{source}: train images have shape {sizes[0]}, test images {sizes[1]}")
-    kept, val = stratified_split(labels, fraction=val_fraction, seed=seed)
-    if val_fraction > 0 and len(val) == 0:
-        raise DataError(
-            f"{source}: no class is large enough to give {val_fraction:.0%} of its train images "
-            "to val; raise val_fraction, or set it to 0 for no val split"
-        )
-    info = DatasetInfo.measured(images[kept], class_names=names)
-    splits = {"train": Split(images[kept], labels[kept], info)}
-    if len(val):
-        splits["val"] = Split(images[val], labels[val], info)
-    if test is not None:
-        splits["test"] = Split(*test, info)
+    if val is None:
+        kept, drawn = stratified_split(labels, fraction=val_fraction, seed=seed)
+        if val_fraction > 0 and len(drawn) == 0:
+            raise DataError(
+                f"{source}: no class is large enough to give {val_fraction:.0%} of its train "
+                "images to val; raise val_fraction, or set it to 0 for no val split"
+            )
+        train = images[kept], labels[kept]
+        val = (images[drawn], labels[drawn]) if len(drawn) else None
+    info = DatasetInfo.measured(train[0], class_names=names)
+    parts = {"train": train, "val": val, "test": test}
+    splits = {name: Split(*items, info) for name, items in parts.items() if items is not None}
     return _replace(directory, splits, progress)
 
 
@@ -268,58 +317,26 @@ def _replace(directory: Path, splits: Mapping[str, Split], progress: _Progress) 
         split_path(directory, name).unlink(missing_ok=True)
     for name, split in splits.items():
         path = split_path(directory, name)
-        write_split(path, split.images, split.labels, split.info, on_rows=progress.add)
+        encoding: Literal["png", "tensor"] = "png" if split.info.shape[0] in (1, 3) else "tensor"
+        write_split(
+            path, split.images, split.labels, split.info, encoding=encoding, on_rows=progress.add
+        )
     return {name: len(split.labels) for name, split in splits.items()}
 
 
-def _image_folder(path: Path) -> Any:
-    try:
-        return torchvision.datasets.ImageFolder(path)
-    except OSError as error:
-        raise DataError(f"{path}: not a folder of class folders with images: {error}") from error
-
-
-def _read_idx_split(source: Path, prefix: str) -> _Items:
-    images_path = _find_idx(source, f"{prefix}-images-idx3-ubyte")
-    labels_path = _find_idx(source, f"{prefix}-labels-idx1-ubyte")
-    images, labels = _read_idx(images_path, num_dims=3), _read_idx(labels_path, num_dims=1)
-    if len(images) != len(labels):
-        raise DataError(
-            f"{images_path} has {len(images)} images but {labels_path} {len(labels)} labels"
-        )
-    if images.size == 0:
-        raise DataError(f"{images_path}: no images in it")
-    return torch.tensor(images).unsqueeze(1), torch.tensor(labels, dtype=torch.int64)
-
-
-def _find_idx(source: Path, name: str) -> Path:
-    for path in (source / name, source / f"{name}.gz"):
-        if path.is_file():
-            return path
-    there = sorted(path.name for path in source.glob("*ubyte*"))
-    raise DataError(
-        f"{source}: neither {name} nor {name}.gz exists; "
-        f"idx files there: {', '.join(there) or 'none'}"
-    )
-
-
-def _read_idx(path: Path, *, num_dims: int) -> Pixels:
-    """An array of unsigned bytes in the idx format: 0 0 8 num_dims, sizes as uint32, values."""
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip file: {error}") from error
-    magic = bytes([0, 0, 8, num_dims])
-    if data[:4] != magic:
-        raise DataError(f"{path}: starts with {data[:4].hex(' ')}, idx with {magic.hex(' ')}")
-    header = len(magic) + 4 * num_dims
-    if len(data) < header:
-        raise DataError(f"{path}: truncated within its header")
-    sizes = struct.unpack_from(f">{num_dims}I", data, offset=len(magic))
-    expected = header + math.prod(sizes)
-    if len(data) != expected:
-        kind = "truncated" if len(data) < expected else "too long"
-        raise DataError(f"{path}: {kind}: {len(data)} bytes, its header says {expected}")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(sizes)
+def _parquet_files(source: Path, notify: Notify) -> dict[str, Path]:
+    """The file of each split that a source has; train is always one of them."""
+    if source.is_file():
+        return {"train": source}
+    files = {name: split_path(source, name) for name in SPLITS}
+    other_val = split_path(source, "validation")
+    if other_val.exists():
+        if files["val"].exists():
+            raise DataError(f"{source}: val.parquet and validation.parquet are the same split")
+        files["val"] = other_val
+    files = {name: path for name, path in files.items() if name == "train" or path.exists()}
+    others = sorted(path.name for path in set(source.glob("*.parquet")) - set(files.values()))
+    if others:
+        shown = image_folder.named(others)
+        notify(f"{source}: left out: {len(others)} x a file of no split: {shown}")
+    return files

@@ -1,20 +1,22 @@
 """A data set on disk: a directory with ``train.parquet`` and, if it has them, ``val.parquet`` and
 ``test.parquet``.
 
-Each file has a column ``image`` (PNG or JPEG bytes as binary, or a fixed-shape tensor of uint8
+A file of ours has a column ``image`` (PNG bytes as binary, or a fixed-shape tensor of uint8
 (C, H, W)), a column ``label`` (int64), and :class:`DatasetInfo` as JSON in its schema metadata.
-Any defect of a file raises :class:`DataError`; rows are counted from 0 within their row
-group.
+Files of other programs are read too: :mod:`precalib_ray.data.cells` knows their columns, and a
+:class:`ParquetForm` says what they do not. Any defect of a file raises :class:`DataError`; rows are
+counted from 0 within their row group.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -23,13 +25,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from precalib_ray.core.dataset import DatasetInfo, Split
-from precalib_ray.data.codec import Pixels, decode, encode_png
+from precalib_ray.core.dataset import DatasetInfo, Split, mean_and_std
+from precalib_ray.core.parquet_form import ParquetForm
+from precalib_ray.data import cells
+from precalib_ray.data.codec import Pixels, encode_png
 from precalib_ray.errors import DataError
+
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
 METADATA_KEY = b"precalib_ray"
 ROWS_PER_GROUP = 1024
+_OWN = ParquetForm()
+_SHOWN = 20
+"""Labels that a message shows."""
 
 
 def split_path(directory: Path, split: str) -> Path:
@@ -91,80 +100,91 @@ def write_split(
 def read_split(
     path: Path,
     *,
-    num_classes: int | None = None,
+    form: ParquetForm = _OWN,
+    train: DatasetInfo | None = None,
+    resize: tuple[int, int, int] | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     limit: int | None = None,
 ) -> Split:
     """Read a split into memory.
 
-    A file without our metadata needs ``num_classes``: its classes are then named "0", "1", ...,
-    its shape is that of its first good image, and mean and std are measured on this file.
+    Of a file without our metadata, the classes are those of Hugging Face's metadata, of ``form``,
+    or of ``train``; shape, mean and std are those of ``train``, or measured on what is read.
 
     Args:
         path: the file of the split.
-        num_classes: K; must agree with the metadata, if there is any.
+        form: its columns and classes; must agree with what the file says.
+        train: the properties of the train split that it belongs to; must agree with the file.
+        resize: (C, H, W), C = 1 or 3, that every image gets; None: they must have one shape.
         on_bad_row: ``skip`` leaves out rows that are null, mislabeled, undecodable or of another
             shape, and lists each in ``skipped``. A row group that cannot be read at all, or a file
             without a good row, is an error either way.
         limit: maximum number of good rows to read.
     """
+    columns = (form.image_column, form.label_column)
     with _opened(path) as file:
-        info = _declared(file, path)
-        shape: tuple[int, ...] | None
-        if info is not None:
-            class_names, shape = info.class_names, info.shape
-            if num_classes not in (None, info.num_classes):
-                raise DataError(f"{path}: has {info.num_classes} classes, expected {num_classes}")
-        elif num_classes is not None:
-            class_names, shape = tuple(str(k) for k in range(num_classes)), None
-        else:
-            raise DataError(f"{path}: no metadata of precalib_ray in it; set num_classes")
-        _check_columns(file.schema_arrow, path)
+        with _header_of(path):
+            declared = _declared(file)
+            class_names = _class_names(file, form, declared, train)
+            expected = train or declared
+            shape = expected.shape if expected else None
+            images = cells.Images(file.schema_arrow, columns[0], shape=shape, resize=resize)
+        labels = cells.Labels(class_names)
 
-        images: list[Pixels] = []
-        labels: list[int] = []
-        skipped: list[str] = []
-        for group, row, cell, label in _rows(file, path):
-            if limit is not None and len(images) >= limit:
-                break
-            try:
-                image = _checked(cell, label, num_classes=len(class_names), shape=shape)
-            except ValueError as error:
-                reason = f"{path}: row group {group}, row {row}: {error}"
-                if on_bad_row == "error":
-                    raise DataError(reason) from error
-                skipped.append(reason)
-            else:
-                shape = image.shape
-                images.append(image)
-                labels.append(label)
-    if not images:
-        raise DataError("\n".join([f"{path}: no good row", *skipped]))
-    pixels = torch.from_numpy(np.stack(images))
+        def read(image: Any, label: Any) -> tuple[int, Pixels]:
+            return labels.read(label), images.read(image)
+
+        good, skipped = _read(file, path, columns, read, on_bad_row=on_bad_row, limit=limit)
+    ids, pixels = zip(*good, strict=True)
+    stacked = torch.from_numpy(np.stack(pixels))
+    info = train if resize else declared or train
     if info is None:
-        info = DatasetInfo.measured(pixels, class_names=class_names)
-    return Split(pixels, torch.tensor(labels), info, tuple(skipped))
+        info = DatasetInfo.measured(stacked, class_names=class_names)
+    return Split(stacked, torch.tensor(ids), info, skipped)
 
 
 def read_dataset(
-    directory: Path, *, on_bad_row: Literal["error", "skip"] = "error"
+    directory: Path,
+    *,
+    form: ParquetForm = _OWN,
+    on_bad_row: Literal["error", "skip"] = "error",
+    names: Sequence[str] = SPLITS,
 ) -> dict[str, Split]:
-    """Read ``train``, ``val`` and, if it is there, ``test``, as ``read_split`` does."""
-    splits = {}
-    for name in SPLITS:
+    """Read splits of a data set, ``train`` first, as ``read_split``; ``test`` may be missing."""
+    splits: dict[str, Split] = {}
+    for name in names:
         path = split_path(directory, name)
         if name != "test" or path.exists():
-            splits[name] = read_split(path, on_bad_row=on_bad_row)
+            train = splits["train"].info if splits else None
+            splits[name] = read_split(path, form=form, train=train, on_bad_row=on_bad_row)
     return splits
 
 
-def read_info(path: Path) -> DatasetInfo:
-    """The metadata of a split, without reading a row."""
+def read_images(
+    path: Path, *, column: str = _OWN.image_column, limit: int | None = None
+) -> tuple[Tensor, tuple[float, ...], tuple[float, ...]]:
+    """Images of a split, whatever its labels.
+
+    Returns:
+        Images (N, C, H, W) uint8, and mean and std per channel (C,) of values in [0, 1]: those that
+        the file declares, or those of these images.
+    """
     with _opened(path) as file:
-        info = _declared(file, path)
-    if info is None:
-        raise DataError(f"{path}: no metadata of precalib_ray in it")
-    return info
+        with _header_of(path):
+            info = _declared(file)
+            images = cells.Images(file.schema_arrow, column, shape=info.shape if info else None)
+        good, _ = _read(file, path, [column], images.read, limit=limit)
+    stacked = torch.from_numpy(np.stack(good))
+    mean, std = (info.mean, info.std) if info else mean_and_std(stacked)
+    return stacked, mean, std
+
+
+def read_info(path: Path) -> DatasetInfo | None:
+    """The metadata that we wrote into a split, without reading a row; None in a file of another
+    program.
+    """
+    with _opened(path) as file, _header_of(path):
+        return _declared(file)
 
 
 def fingerprint(path: Path) -> str:
@@ -204,89 +224,115 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
+@contextmanager
+def _header_of(path: Path) -> Iterator[None]:
+    """Give errors about a file's columns and metadata its name."""
+    try:
+        yield
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def _missing(path: Path) -> DataError:
     directory = path if path.is_dir() else path.parent
     what = "is a directory" if path.is_dir() else "no such file"
     names = sorted(file.name for file in directory.glob("*.parquet"))
     if not names:
         return DataError(f"{path}: {what}; there is no Parquet file in {directory}")
-    nearest = get_close_matches(path.name, names, n=1, cutoff=0.75)
+    parts = [name for name in names if name.startswith(f"{path.stem}-")]
+    if len(parts) > 1:
+        return DataError(
+            f"{path}: {what}; {directory} has it in parts ({', '.join(parts[:3])}"
+            f"{', ...' if len(parts) > 3 else ''}), and a split must be one file"
+        )
+    nearest = parts or get_close_matches(path.name, names, n=1, cutoff=0.75)
     hint = f" (did you mean {nearest[0]}?)" if nearest else ""
     return DataError(f"{path}: {what}; {directory} has {', '.join(names)}{hint}")
 
 
-def _declared(file: Any, path: Path) -> DatasetInfo | None:
+def _declared(file: Any) -> DatasetInfo | None:
+    """What our metadata says; raises ValueError if it is damaged."""
     text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     if text is None:
         return None
     try:
         return DatasetInfo.from_json(text)
     except ValueError as error:
-        raise DataError(f"{path}: damaged metadata: {error}") from error
+        raise ValueError(f"damaged metadata: {error}") from error
 
 
-def _check_columns(schema: Any, path: Path) -> None:
-    for name in ("image", "label"):
-        if name not in schema.names:
-            raise DataError(f"{path}: no column {name!r}; it has {', '.join(schema.names)}")
-    image, label = schema.field("image").type, schema.field("label").type
-    is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
-    is_pixels = (
-        isinstance(image, pa.FixedShapeTensorType)
-        and image.value_type == pa.uint8()
-        and len(image.shape) == 3
-    )
-    if not is_bytes and not is_pixels:
-        raise DataError(
-            f"{path}: column 'image' must be binary (PNG or JPEG) or a fixed-shape tensor of "
-            f"uint8 (C, H, W), is {image}"
-        )
-    if label != pa.int64():
-        raise DataError(f"{path}: column 'label' must be int64, is {label}")
+def _class_names(
+    file: Any, form: ParquetForm, declared: DatasetInfo | None, train: DatasetInfo | None
+) -> tuple[str, ...]:
+    """The names of the classes; raises ValueError where nothing says them, or two differ."""
+    schema, column = file.schema_arrow, form.label_column
+    cells.check_labels(schema, column)
+    said = declared.class_names if declared else cells.hugging_face_names(schema, column)
+    if said is not None and form.class_names not in (None, said):
+        shown = ", ".join(said)
+        raise ValueError(f"its classes are {shown}, in this order, not those of class_names")
+    names = said or form.class_names or (train.class_names if train else None)
+    if names is None and cells.is_boolean(schema, column):
+        names = ("false", "true")
+    if names is None and form.num_classes is not None and not cells.is_text(schema, column):
+        names = tuple(str(k) for k in range(form.num_classes))
+    if names is None:
+        raise ValueError(_undeclared(file, column))
+    if form.num_classes not in (None, len(names)):
+        raise ValueError(f"has {len(names)} classes, expected {form.num_classes}")
+    if len(names) < 2:
+        raise ValueError(f"at least 2 classes are needed, it has {', '.join(names)}")
+    if train is not None and names != train.class_names:
+        both = ", ".join(names), ", ".join(train.class_names)
+        raise ValueError(f"its classes are {both[0]}, those of the train split {both[1]}")
+    return names
 
 
-def _rows(file: Any, path: Path) -> Iterator[tuple[int, int, Any, Any]]:
-    """Row group, row in it, an image as bytes, as pixels, or None, and a label or None."""
+def _undeclared(file: Any, column: str) -> str:
+    """What to set, by the labels that there are."""
+    labels = set(file.read(columns=[column])[column].to_pylist()) - {None}
+    if cells.is_text(file.schema_arrow, column):
+        shown = ", ".join(sorted(labels)[:_SHOWN]) + (", ..." if len(labels) > _SHOWN else "")
+        return f"column {column!r} holds strings; set class_names to their order: [{shown}]"
+    ids = [int(label) for label in labels if math.isfinite(label)]
+    there = f"; its labels are {min(ids)} to {max(ids)}" if ids else ""
+    return f"nothing in it says the number of classes: set num_classes{there}"
+
+
+def _read(
+    file: Any,
+    path: Path,
+    columns: Sequence[str],
+    read: Callable[..., T],
+    *,
+    on_bad_row: Literal["error", "skip"] = "error",
+    limit: int | None = None,
+) -> tuple[list[T], tuple[str, ...]]:
+    """What ``read`` makes of the cells of each good row, and a line for each row left out."""
+    good: list[T] = []
+    skipped: list[str] = []
+    for group, row, values in _rows(file, path, columns):
+        if limit is not None and len(good) >= limit:
+            break
+        try:
+            good.append(read(*values))
+        except ValueError as error:
+            reason = f"{path}: row group {group}, row {row}: {error}"
+            if on_bad_row == "error":
+                raise DataError(reason) from error
+            skipped.append(reason)
+    if not good:
+        raise DataError("\n".join([f"{path}: no good row", *skipped]))
+    return good, tuple(skipped)
+
+
+def _rows(file: Any, path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, Any]]:
+    """Row group, row in it, and the cells of the columns."""
     for group in range(file.num_row_groups):
         try:
-            table = file.read_row_group(group, columns=["image", "label"])
+            table = file.read_row_group(group, columns=list(columns))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: row group {group} cannot be read: {error}") from error
-        column = table["image"]
-        is_tensor = isinstance(column.type, pa.FixedShapeTensorType)
-        cells = _tensors(column) if is_tensor else column.to_pylist()
-        labels = table["label"].to_pylist()
-        for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
-            yield group, row, cell, label
-
-
-def _tensors(column: Any) -> Iterator[Pixels | None]:
-    for chunk in column.chunks:
-        null = chunk.storage.values.is_null().to_numpy(zero_copy_only=False)
-        has_null = null.reshape(len(chunk), -1).any(axis=1)
-        for image, is_bad in zip(chunk.to_numpy_ndarray(), has_null, strict=True):
-            yield None if is_bad else image
-
-
-def _checked(
-    cell: bytes | Pixels | None,
-    label: int | None,
-    *,
-    num_classes: int,
-    shape: tuple[int, ...] | None,
-) -> Pixels:
-    """Pixels of a good row; raises ValueError for a bad one."""
-    if label is None:
-        raise ValueError("label is null")
-    if not 0 <= label < num_classes:
-        raise ValueError(f"label {label} is outside 0..{num_classes - 1}")
-    if cell is None:
-        raise ValueError("image is null")
-    if isinstance(cell, bytes):
-        try:
-            cell = decode(cell)
-        except ValueError as error:
-            raise ValueError(f"image cannot be decoded: {error}") from error
-    if shape is not None and cell.shape != shape:
-        raise ValueError(f"image has shape {cell.shape}, expected {shape}")
-    return cell
+        values = zip(*(cells.cells(table[name]) for name in columns), strict=True)
+        for row, row_values in enumerate(values):
+            yield group, row, row_values

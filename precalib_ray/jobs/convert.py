@@ -10,10 +10,11 @@ from precalib_ray.config.jobs.convert import (
     FromDigits,
     FromFolder,
     FromIdx,
+    FromParquet,
     FromTorchvision,
 )
 from precalib_ray.data import convert as converters
-from precalib_ray.runs.console import Display, console
+from precalib_ray.runs.console import Display, console, warn
 
 
 def convert(config: ConvertConfig) -> dict[str, int]:
@@ -42,12 +43,19 @@ def convert(config: ConvertConfig) -> dict[str, int]:
                 output, source=Path(source.path), class_names=source.class_names,
                 on_progress=on_progress, val_fraction=fraction, seed=seed,
             )  # fmt: skip
-        else:
-            assert isinstance(source, FromFolder), source
+        elif isinstance(source, FromFolder):
             rows = converters.convert_folder(
                 output, source=Path(source.path), shape=source.shape,
+                val_source=Path(source.val_path) if source.val_path else None,
                 test_source=Path(source.test_path) if source.test_path else None,
-                on_progress=on_progress, val_fraction=fraction, seed=seed,
+                on_progress=on_progress, notify=warn, val_fraction=fraction, seed=seed,
+            )  # fmt: skip
+        else:
+            assert isinstance(source, FromParquet), source
+            rows = converters.convert_parquet(
+                output, source=Path(source.path), form=source, shape=source.shape,
+                on_bad_row=source.on_bad_row, on_progress=on_progress, notify=warn,
+                val_fraction=fraction, seed=seed,
             )  # fmt: skip
     for name, count in rows.items():
         console.print(f"{output / name}.parquet: {count:,} images")

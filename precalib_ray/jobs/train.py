@@ -11,11 +11,10 @@ from precalib_ray.cluster import worker
 from precalib_ray.config.jobs.train import TrainConfig
 from precalib_ray.core import checkpoint
 from precalib_ray.core.phases.training import OOD_METRIC, Epoch, Outcome
-from precalib_ray.data import parquet
 from precalib_ray.data.embedded import photo_patches
 from precalib_ray.registry import lineage, tracking
 from precalib_ray.report.figures import training as figures
-from precalib_ray.runs import lifecycle, starting_point
+from precalib_ray.runs import lifecycle, preflight, starting_point
 from precalib_ray.runs.console import console, table
 from precalib_ray.runs.launch import EvaluationSummary, run_workers
 from precalib_ray.runs.record import RunRecord
@@ -52,11 +51,7 @@ class Train(lifecycle.Job[TrainConfig, Trained]):
     phase: ClassVar[str] = "train"
 
     def check(self) -> None:
-        data = self.config.data
-        self._splits = parquet.read_dataset(Path(data.path), on_bad_row=data.on_bad_row)
-        for split in self._splits.values():
-            for line in split.skipped:
-                console.print(f"skipped: {line}", style="yellow")
+        self._splits = preflight.read_splits(self.config.data)
 
     def prepare(self, record: RunRecord) -> None:
         # An alias may have moved since an earlier submission began.

@@ -65,8 +65,9 @@ def log_data(run: Run, uses: Iterable[DatasetUse]) -> dict[DatasetUse, str]:
 
 def _input(use: DatasetUse, file: Path, digest: str) -> DatasetInput:
     info = parquet.read_info(file)
+    shape = info.shape if info else (-1, -1, -1)
     schema = TensorDatasetSchema(
-        features=Schema([TensorSpec(np.dtype("uint8"), (-1, *info.shape), "image")]),
+        features=Schema([TensorSpec(np.dtype("uint8"), (-1, *shape), "image")]),
         targets=Schema([TensorSpec(np.dtype("int64"), (-1,), "label")]),
     )
     dataset = Dataset(
@@ -75,6 +76,6 @@ def _input(use: DatasetUse, file: Path, digest: str) -> DatasetInput:
         source_type="local",
         source=json.dumps({"uri": str(file)}),
         schema=json.dumps(schema.to_dict()),
-        profile=json.dumps({"num_classes": info.num_classes}),
+        profile=json.dumps({"num_classes": info.num_classes if info else None}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", use.context)])

@@ -72,6 +72,11 @@ def stage(text: str) -> Iterator[None]:
     console.print(f"{text}: {time.monotonic() - started:.1f} s", style="dim")
 
 
+def warn(line: str) -> None:
+    """Print what a user should know, although the job goes on."""
+    console.print(line, style="yellow", markup=False)
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table: names to the left, numbers to the right."""
     shown = Table(title=title, title_justify="left", title_style="bold")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from precalib_ray.core.data_training import TrainData
 from precalib_ray.core.dataset import Split
 from precalib_ray.core.engine import Optimization
 from precalib_ray.core.head import find_head, select_trainable
@@ -18,6 +19,7 @@ from precalib_ray.core.probes import Panel, PanelSettings
 from precalib_ray.core.transforms import to_input
 from precalib_ray.data import parquet
 from precalib_ray.errors import ConfigError, Problem
+from precalib_ray.runs.console import warn
 
 _STATISTICS_SAMPLES = 4096
 
@@ -72,7 +74,9 @@ def read_statistics(noises: Iterable[Noise], shape: tuple[int, ...]) -> dict[str
 def read_probes(probes: PanelSettings, shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Model inputs (N, *shape) of every data probe, by its name; raises as ``read_inputs``."""
     return {
-        name: read_inputs(probe.path, probe.split, shape, limit=probes.size)
+        name: read_inputs(
+            probe.path, probe.split, shape, limit=probes.size, column=probe.image_column
+        )
         for name, probe in probes.data.items()
     }
 
@@ -87,22 +91,48 @@ def read_panel(probes: PanelSettings, model: Model) -> Panel:
     )
 
 
-def read_inputs(path: str, split: str, shape: tuple[int, ...], *, limit: int) -> Tensor:
-    """The first images of a split as model inputs (N, *shape).
+def read_inputs(
+    path: str, split: str, shape: tuple[int, ...], *, limit: int, column: str = "image"
+) -> Tensor:
+    """The first images of a split as model inputs (N, *shape); their labels are not read.
 
     Raises:
         DataError: the split cannot be read.
         ConfigError: its images cannot be converted to the shape.
     """
-    read = parquet.read_split(parquet.split_path(Path(path), split), limit=limit)
-    return to_shape(read, shape, path)
+    file = parquet.split_path(Path(path), split)
+    images, mean, std = parquet.read_images(file, column=column, limit=limit)
+    return to_shape(images, shape, path, mean=mean, std=std)
+
+
+def read_splits(data: TrainData, names: Sequence[str] = parquet.SPLITS) -> dict[str, Split]:
+    """Splits of the data set to train on; prints which rows are left out. Raises DataError."""
+    splits = parquet.read_dataset(
+        Path(data.path), form=data, on_bad_row=data.on_bad_row, names=names
+    )
+    for name, split in splits.items():
+        for line in split.skipped:
+            warn(f"skipped: {line}")
+        if split.skipped:
+            warn(f"{data.path}: {len(split.skipped)} rows of {name} are left out")
+    return splits
 
 
 def to_shape(
-    split: Split, shape: tuple[int, ...], path: str, *, limit: int | None = None
+    images: Tensor,
+    shape: tuple[int, ...],
+    path: str,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Tensor:
-    """Images of a split as model inputs; raises ConfigError if they cannot be converted."""
+    """Images (N, C, H, W) uint8 as model inputs; raises ConfigError if they cannot be converted."""
     try:
-        return to_input(split.images[:limit], shape=shape, mean=split.info.mean, std=split.info.std)
+        return to_input(images, shape=shape, mean=mean, std=std)
     except ValueError as error:
         raise ConfigError([Problem("model.input_shape", list(shape), f"{path}: {error}")]) from None
+
+
+def check_fit(split: Split, shape: tuple[int, ...], path: str) -> None:
+    """Convert an image of a split to a model's input; raises ConfigError if it cannot be."""
+    to_shape(split.images[:1], shape, path, mean=split.info.mean, std=split.info.std)

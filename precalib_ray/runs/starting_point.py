@@ -62,4 +62,4 @@ def check(config: TrainConfig, model: Model, splits: Mapping[str, Split]) -> Non
         raise ConfigError([Problem("num_unknown", config.num_unknown, allowed)])
     if len(splits["train"].labels) < config.scaling.max_workers:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
-    preflight.to_shape(splits["train"], model.input_shape, config.data.path, limit=2)
+    preflight.check_fit(splits["train"], model.input_shape, config.data.path)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from precalib_ray.cluster import placement, session, tuning
 from precalib_ray.config.jobs.search import Downstream, SearchConfig
 from precalib_ray.core.dataset import Split
 from precalib_ray.core.models import Model
-from precalib_ray.data import parquet
 from precalib_ray.errors import ClusterError, ConfigError, Problem
 from precalib_ray.runs import preflight
 from precalib_ray.runs.console import Display, console
@@ -94,17 +92,12 @@ def run(config: SearchConfig, log: TrialLog, shared: Mapping[str, Any], record: 
 
 def _read_splits(downstream: Downstream, model: Model) -> dict[str, Split]:
     """Training and validation split of the data training that recipes are judged by."""
-    folder = Path(downstream.data.path)
-    splits = {
-        name: parquet.read_split(
-            parquet.split_path(folder, name), on_bad_row=downstream.data.on_bad_row
-        )
-        for name in ("train", "val")
-    }
+    path = downstream.data.path
+    splits = preflight.read_splits(downstream.data, ("train", "val"))
     train, num = splits["train"], downstream.num_samples
     if train.info.num_classes != model.num_classes:
-        allowed = f"the data set {folder} has {train.info.num_classes} classes"
+        allowed = f"the data set {path} has {train.info.num_classes} classes"
         raise ConfigError([Problem("recipe.model.num_classes", model.num_classes, allowed)])
-    preflight.to_shape(train, model.input_shape, str(folder), limit=1)
+    preflight.check_fit(train, model.input_shape, path)
     splits["train"] = Split(train.images[:num], train.labels[:num], train.info)
     return splits

@@ -281,9 +281,9 @@ def test_a_key_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
 
 PATHS = {
     "BenchmarkConfig.recipe", "ConvertConfig.output", "DataProbe.path", "FromCheckpoint.path",
-    "FromFolder.path", "FromFolder.test_path", "FromIdx.path", "FromTorchvision.root",
-    "Matched.data", "QuickstartConfig.output", "RegisterConfig.path", "Server.uri",
-    "Stored.storage", "TrackingChanges.uri", "TrainData.path",
+    "FromFolder.path", "FromFolder.test_path", "FromFolder.val_path", "FromIdx.path",
+    "FromParquet.path", "FromTorchvision.root", "Matched.data", "QuickstartConfig.output",
+    "RegisterConfig.path", "Server.uri", "Stored.storage", "TrackingChanges.uri", "TrainData.path",
 }  # fmt: skip
 NO_PATHS = {"FromRegistry.uri", "Stored.name"}
 """Their help speaks of a folder or a model's URI, and their patterns allow neither ~ nor $."""

@@ -315,6 +315,41 @@ def test_bad_conversion():
     assert "source.shape: [32, 32]: must have 3 items" in str(caught.value).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (
+            {"kind": "folder", "path": "p", "shape": [2, 8, 8]},
+            "source.shape.0: 2: must be 1 (gray) or 3 (RGB)",
+        ),
+        (
+            {"kind": "parquet", "path": "p", "shape": [3, 0, 8]},
+            "source.shape.1: 0: must be >= 1",
+        ),
+        (
+            {"kind": "parquet", "path": "p", "class_names": ["a", "b"], "num_classes": 3},
+            "source.num_classes: 3: must be the number of class_names, 2",
+        ),
+        (
+            {"kind": "parquet", "path": "p", "class_names": ["a", "b", "a"]},
+            "source.class_names: ['a', 'b', 'a']: must differ from one another",
+        ),
+        (
+            {"kind": "parquet", "path": "p", "label_column": "image"},
+            "source.label_column: 'image': is the column of the images",
+        ),
+        (
+            {"kind": "parquet", "path": "p", "num_classes": 1},
+            "source.num_classes: 1: must be greater than or equal to 2",
+        ),
+    ],
+)
+def test_sources_refused(source, problem):
+    with pytest.raises(ConfigError) as caught:
+        load.validate(ConvertConfig, {"source": source, "output": "o"})
+    assert str(caught.value) == problem
+
+
 def test_good_ones_are_let_through():
     """The border of what is refused above."""
     good = [
@@ -371,7 +406,7 @@ KINDS = {
     Loss: {"cross_entropy", "focal", "kl_div"},
     Optimizer: {"sgd", "adam", "adamw"},
     StartSettings: {"registry", "checkpoint", "random", "zero_head"},
-    Source: {"digits", "torchvision", "idx", "folder"},
+    Source: {"digits", "torchvision", "idx", "folder", "parquet"},
 }  # fmt: skip
 """What a YAML may name, and may go on to name in every release."""
 

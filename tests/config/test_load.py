@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from precalib_ray.config import jobs, load
 from precalib_ray.config.jobs.convert import ConvertConfig
 from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.config.jobs.train import TrainConfig
 from precalib_ray.core.spec import plain
-from tests.config.examples import PRETRAIN, pretraining, refused
+from tests.config.examples import PRETRAIN, TRAIN, pretraining, refused
 
 
 def written(tmp_path, content, name="job.yaml"):
@@ -168,6 +169,24 @@ def test_digest_leaves_out_where_and_on_what_a_job_runs():
     assert set(load.identity(elsewhere)) == set(plain(elsewhere)) - {
         "storage", "scaling", "tracking", "on_save_error", "promote",
     }  # fmt: skip
+
+
+def test_digest_is_of_added_fields_where_they_are_set():
+    plain_data = {"path": "p", "on_bad_row": "error"}
+    assert load.identity(load.validate(TrainConfig, TRAIN))["data"] == plain_data | {
+        "augmentation": {"crop_padding": 0, "flip": False}
+    }
+    data = {"path": "p", "num_classes": None, "image_column": "image"}
+    digests = [load.digest(load.validate(TrainConfig, TRAIN | {"data": d})) for d in (
+        {"path": "p"}, data, {"path": "p", "num_classes": 3}, {"path": "p", "label_column": "y"},
+        {"path": "p", "class_names": ["a", "b", "c"]},
+    )]  # fmt: skip
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+    probed = {"probes": {"data": {"mine": {"path": "p"}}}}
+    assert load.identity(pretraining(**probed))["probes"]["data"] == {
+        "mine": {"path": "p", "split": "test", "held_out": True}
+    }
 
 
 NOT_IDENTITY = {

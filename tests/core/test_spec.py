@@ -91,6 +91,7 @@ MEMBERS: list[Family] = [
     convert.FromTorchvision(name="MNIST", download=True),
     convert.FromIdx(path="somewhere", class_names=["a", "b"]),
     convert.FromFolder(path="somewhere", test_path="elsewhere", shape=(3, 8, 8)),
+    convert.FromParquet(path="somewhere", class_names=("a", "b"), shape=(3, 8, 8)),
 ]  # fmt: skip
 
 
@@ -150,6 +151,26 @@ def test_sparse_keeps_the_kinds_within() -> None:
     assert (
         load.validate(PretrainConfig, sparse) == whole == from_plain(PretrainConfig, plain(whole))
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Section):
+    """A section that got fields after configs had digests."""
+
+    old: int = setting(1, description="a field of the first version")
+    new: int = setting(2, added=True, description="a later one")
+    nested: tuple[Grown, ...] = setting((), added=True, description="others")
+
+
+def test_a_field_that_was_added_is_identity_only_where_it_is_set() -> None:
+    assert plain(Grown()) == {"old": 1, "new": 2, "nested": []}
+    assert plain(Grown(), identity=True) == {"old": 1}
+    grown = Grown(new=3, nested=(Grown(), Grown(new=4)))
+    assert plain(grown, identity=True) == {
+        "old": 1, "new": 3, "nested": [{"old": 1}, {"old": 1, "new": 4}],
+    }  # fmt: skip
+    assert plain(grown, sparse=True, identity=True) == {"new": 3, "nested": [{}, {"new": 4}]}
+    assert load.validate(Grown, plain(grown, identity=True)) == grown
 
 
 @every_member

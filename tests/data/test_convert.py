@@ -1,21 +1,28 @@
 import bz2
 import gzip
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from scipy.io import savemat
 
+from precalib_ray import cli
 from precalib_ray.core.dataset import DatasetInfo
+from precalib_ray.core.parquet_form import ParquetForm
+from precalib_ray.data.codec import encode_png
 from precalib_ray.data.convert import (
     TORCHVISION_DATASETS,
     convert_digits,
     convert_folder,
     convert_idx,
+    convert_parquet,
     convert_torchvision,
 )
 from precalib_ray.data.embedded import digits
@@ -393,11 +400,170 @@ def test_folder_refuses(tmp_path):
     (tmp_path / "flat").mkdir()
     convert("not a folder of class folders with images", source=tmp_path / "flat")
     (tmp_path / "flat" / "empty").mkdir()
-    convert("not a folder of class folders with images: .* empty", source=tmp_path / "flat")
+    convert("no image in class empty", source=tmp_path / "flat")
     convert("1 or 3 channels", error=ValueError, shape=(2, 8, 8))
     other = make_folder(tmp_path / "other", classes=("cat", "cow"))
     convert(r"other: its classes differ from those of .*\['cow', 'dog'\]", test_source=other)
     one = make_folder(tmp_path / "one", classes=("cat",))
     convert("at least 2 classes are needed, it has cat", source=one)
     (source / "dog" / "3.png").write_text("no image")
-    convert(r"3\.png: image cannot be decoded: not a known image file")
+    (source / "cat" / "7.png").write_bytes(b"")
+    convert(
+        r"cat/7\.png: image cannot be decoded: an empty file\n"
+        r".*dog/3\.png: image cannot be decoded: not a PNG, "
+    )
+
+
+def test_folder_with_val(tmp_path):
+    counts = convert_folder(
+        tmp_path / "out",
+        source=make_folder(tmp_path / "train"),
+        val_source=make_folder(tmp_path / "val", num=4),
+        shape=(3, 8, 8),
+    )
+    assert counts == {"train": 20, "val": 8}
+    other = make_folder(tmp_path / "other", classes=("cat", "cow"))
+    with pytest.raises(DataError, match="other: its classes differ"):
+        convert_folder(
+            tmp_path / "out", source=tmp_path / "train", val_source=other, shape=(3, 8, 8)
+        )
+
+
+def test_folder_says_what_it_leaves_out(tmp_path):
+    source = make_folder(tmp_path / "source")
+    (source / "cat" / "notes.txt").write_text("mine")
+    (source / "dog" / ".DS_Store").write_text("Apple's")
+    Image.new("L", (4, 4)).save(source / "cover.png")
+    seen = []
+    counts = convert_folder(tmp_path / "out", source=source, shape=(3, 8, 8), notify=seen.append)
+    assert counts == {"train": 18, "val": 2}
+    assert seen == [
+        f"{source}: left out: 1 x an image outside the class folders: cover.png",
+        f"{source}: left out: 1 x not an image of a known format: cat/notes.txt",
+        f"{source}: left out: 1 x hidden: dog/.DS_Store",
+    ]
+
+
+def test_folder_of_mixed_formats_and_modes(tmp_path):
+    """Gray, palette, CMYK and a photograph on its side are all what the shape says."""
+    source = make_folder(tmp_path / "source", num=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left = np.zeros((8, 8, 3), dtype=np.uint8)
+    left[:, :4] = 255
+    Image.fromarray(left).save(source / "cat" / "2.JFIF", format="JPEG", exif=exif, quality=95)
+    Image.new("L", (9, 9), 255).save(source / "cat" / "3.gif")
+    Image.new("CMYK", (9, 9)).save(source / "cat" / "4.jpeg")
+    Image.new("RGB", (9, 9), "white").save(source / "cat" / "no ending", format="PNG")
+    convert_folder(tmp_path / "out", source=source, shape=(3, 8, 8), val_fraction=0)
+    images = read_all(tmp_path / "out")["train"].images[2:6]
+    assert images[0, :, :3].min() > 240  # the left half is the upper one
+    assert images[0, :, 5:].max() < 15
+    assert images[1:].min() == 255
+
+
+def parquet_of_others(directory, *, num=20, splits=("train",), sizes=((8, 8),)):
+    """Files as Hugging Face writes them: structs, int32, class names in its metadata."""
+    directory.mkdir()
+    features = {"label": {"names": ["owl", "ant"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for seed, name in enumerate(splits):
+        rng = np.random.default_rng(seed)
+        cells = []
+        for row in range(num):
+            pixels = rng.integers(0, 256, (1, *sizes[row % len(sizes)]), dtype=np.uint8)
+            cells.append({"bytes": encode_png(pixels), "path": None})
+        labels = pa.array([row % 2 for row in range(num)], "int32")
+        table = pa.table({"image": cells, "label": labels}).replace_schema_metadata(metadata)
+        pq.write_table(table, directory / f"{name}.parquet")
+    return directory
+
+
+def test_parquet_with_its_own_splits(tmp_path):
+    source = parquet_of_others(tmp_path / "source", splits=("train", "validation", "test", "more"))
+    seen, notes = [], []
+    counts = convert_parquet(
+        tmp_path / "out",
+        source=source,
+        form=ParquetForm(),
+        on_progress=lambda *at: seen.append(at),
+        notify=notes.append,
+    )
+    assert counts == {"train": 20, "val": 20, "test": 20}
+    assert seen[-1] == (60, 60)
+    assert notes == [f"{source}: left out: 1 x a file of no split: more.parquet"]
+    for name, split in read_all(tmp_path / "out").items():
+        original = read_split(source / f"{'validation' if name == 'val' else name}.parquet")
+        assert torch.equal(split.images, original.images)
+        assert split.info.class_names == ("owl", "ant")
+    (source / "val.parquet").touch()
+    with pytest.raises(DataError, match=r"val\.parquet and validation\.parquet are the same split"):
+        convert_parquet(tmp_path / "out", source=source, form=ParquetForm())
+
+
+def test_parquet_of_one_file_and_many_sizes(tmp_path):
+    source = parquet_of_others(tmp_path / "source", sizes=((8, 8), (5, 9))) / "train.parquet"
+    with pytest.raises(
+        DataError, match=r"shape \(1, 5, 9\), expected \(1, 8, 8\); convert with a shape"
+    ):
+        convert_parquet(tmp_path / "out", source=source, form=ParquetForm())
+    counts = convert_parquet(
+        tmp_path / "out", source=source, form=ParquetForm(), shape=(3, 6, 6), val_fraction=0.2
+    )
+    assert counts == {"train": 16, "val": 4}
+    assert read_all(tmp_path / "out")["train"].info.shape == (3, 6, 6)
+
+
+def test_parquet_of_four_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(
+        rng.integers(0, 256, (20, 4, 5, 6), dtype=np.uint8)
+    )
+    pq.write_table(
+        pa.table({"image": column, "label": [row % 2 for row in range(20)]}),
+        tmp_path / "train.parquet",
+    )
+    form = ParquetForm(num_classes=2)
+    convert_parquet(tmp_path / "out", source=tmp_path / "train.parquet", form=form)
+    assert read_all(tmp_path / "out")["val"].info.shape == (4, 5, 6)
+    with pytest.raises(DataError, match="image of 4 channels cannot become"):
+        convert_parquet(tmp_path / "out", source=tmp_path, form=form, shape=(3, 8, 8))
+
+
+def test_parquet_does_not_replace_its_source(tmp_path):
+    source = parquet_of_others(tmp_path / "source")
+    before = (source / "train.parquet").read_bytes()
+    for path in (source, source / "train.parquet"):
+        with pytest.raises(DataError, match="holds the source, which the result would replace"):
+            convert_parquet(source, source=path, form=ParquetForm())
+    assert (source / "train.parquet").read_bytes() == before
+
+
+def test_parquet_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"train\.parquet: no such file"):
+        convert_parquet(tmp_path / "out", source=tmp_path / "nowhere", form=ParquetForm())
+
+
+def test_job(tmp_path, monkeypatch, capsys):
+    """The files of another program, by the command line, with bad rows left out."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.parquet"
+    cells = [encode_png(np.full((1, 4, 4), 9 * row, np.uint8)) for row in range(8)]
+    labels = ["cat", "dog"] * 3 + ["cow", None]
+    pq.write_table(pa.table({"img": cells, "kind": labels}), path)
+    words = [
+        *("convert", "source.kind=parquet", "source.path=mine.parquet", "output=out"),
+        *("source.image_column=img", "source.label_column=kind", "val_fraction=0"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 3
+    assert capsys.readouterr().err.strip() == (
+        "convert: mine.parquet: column 'kind' holds strings; set class_names to their order: "
+        "[cat, cow, dog]"
+    )
+    cli.main([*words, "source.class_names=[cat, dog]", "source.on_bad_row=skip"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "skipped: mine.parquet: row group 0, row 6: label 'cow' is none of the 2" in lines[1]
+    assert lines[-1] == "out/train.parquet: 6 images"
+    assert read_info(split_path(Path("out"), "train")).class_names == ("cat", "dog")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from precalib_ray.core import checkpoint
@@ -21,18 +23,22 @@ def test_data_sets_are_inputs_of_a_run_once(tmp_path: Path) -> None:
     uses = [
         lineage.DatasetUse(str(tmp_path / "digits"), split, split) for split in ("train", "test")
     ]
+    others = tmp_path / "others"
+    others.mkdir()
+    pq.write_table(pa.table({"img": [b"?"]}), others / "val.parquet")  # without our metadata
+    uses.append(lineage.DatasetUse(str(others), "val", "val"))
     for _ in range(2):
         digests = lineage.log_data(run, uses)
     inputs = run.client.get_run(run.run_id).inputs.dataset_inputs
     found = {i.dataset.name: (i.dataset.digest, i.tags[0].value) for i in inputs}
-    assert len(inputs) == 2
+    assert len(inputs) == 3
     gone = lineage.DatasetUse(str(tmp_path / "gone@2"), "train", "noise")
     assert gone.name == "gone_2-train"
     assert gone not in lineage.log_data(run, [*uses, gone])
     for use in uses:
         sha = parquet.fingerprint(parquet.split_path(Path(use.path), use.split))
         assert digests[use] == sha
-        assert found[f"digits-{use.split}"] == (sha[:36], use.split)
+        assert found[use.name] == (sha[:36], use.split)
 
 
 def test_publishing_that_was_interrupted_half_way_continues(tmp_path: Path) -> None:

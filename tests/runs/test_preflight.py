@@ -1,11 +1,17 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from precalib_ray.config import load
 from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.core.data_training import TrainData
 from precalib_ray.core.noise import Noise
+from precalib_ray.core.probes import DataProbe, PanelSettings
 from precalib_ray.core.spec import from_plain
-from precalib_ray.errors import ConfigError
+from precalib_ray.data.codec import encode_png
+from precalib_ray.errors import ConfigError, DataError
 from precalib_ray.runs import preflight
 
 USER = "tests.core.user_functions"
@@ -130,3 +136,41 @@ def test_sources_of_matched_noise():
     assert sources(outer) == {"a", "b", "c"}
     assert sources(matched("a")) == {"a"}
     assert sources({"kind": "pink"}) == set()
+
+
+def write(path, *, num=6, labels=None, image="image", metadata=None):
+    """A file of another program: gray images of 4 x 4, image i of brightness 10 * i."""
+    cells = [encode_png(np.full((1, 4, 4), 10 * i, dtype=np.uint8)) for i in range(num)]
+    columns = {image: cells} | ({} if labels is None else {"label": labels})
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize("labels", [None, [-1] * 6, ["ant", "owl", None] * 2])
+def test_a_data_probe_needs_no_labels(tmp_path, labels):
+    write(tmp_path / "test.parquet", labels=labels, image="img")
+    probes = PanelSettings(data={"mine": DataProbe(path=str(tmp_path), image_column="img")}, size=4)
+    inputs = preflight.read_probes(probes, (1, 4, 4))["mine"]
+    assert inputs.shape == (4, 1, 4, 4)
+    assert inputs.mean().abs() < 1e-6
+    assert (inputs[:, 0, 0, 0].diff() > 0).all()
+
+
+def test_matched_noise_needs_no_labels(tmp_path):
+    write(tmp_path / "train.parquet")
+    noise = from_plain(Noise, {"kind": "matched", "data": str(tmp_path)})
+    assert preflight.read_statistics([noise], (1, 4, 4)).keys() == {str(tmp_path)}
+
+
+def test_data_of_another_program_to_train_on(tmp_path, capsys):
+    for name in ("train", "val"):
+        write(tmp_path / f"{name}.parquet", labels=pa.array([0, 1, 2, 0, 1, None], "uint8"))
+    with pytest.raises(DataError, match="says the number of classes: set num_classes"):
+        preflight.read_splits(TrainData(path=str(tmp_path)))
+    data = TrainData(path=str(tmp_path), num_classes=3, on_bad_row="skip")
+    splits = preflight.read_splits(data)
+    assert splits["val"].info == splits["train"].info
+    assert splits["train"].info.class_names == ("0", "1", "2")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("train.parquet: row group 0, row 5: label is null")
+    assert lines[1] == f"{tmp_path}: 1 rows of train are left out"
+    assert len(lines) == 4

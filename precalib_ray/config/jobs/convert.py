@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precalib_ray.config.sections import JobConfig
+from precalib_ray.core.parquet_form import ParquetForm
 from precalib_ray.core.spec import Family, setting
 from precalib_ray.errors import SettingError
 
@@ -49,16 +50,45 @@ class FromFolder(Source):
 
     kind: Literal["folder"] = "folder"
     path: str = setting(path=True, description="the folder")
+    val_path: str | None = setting(
+        None,
+        added=True,
+        path=True,
+        description="folder of validation images, with the same classes; null: drawn from train",
+    )
     test_path: str | None = setting(
         None, path=True, description="folder of test images, with the same classes"
     )
-    shape: tuple[int, int, int] = setting(description="[C, H, W] that all images are resized to")
+    shape: tuple[int, int, int] = setting(
+        description="[C, H, W] that all images are resized to; C = 1: gray, 3: RGB"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for index, size in enumerate(self.shape):
-            if size < 1:
-                raise SettingError(f"shape.{index}", size, "must be >= 1")
+        _check_shape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromParquet(Source, ParquetForm):
+    """A Parquet data set of another program, such as Hugging Face's ``to_parquet``."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str = setting(
+        path=True,
+        description="directory of train.parquet and, optionally, val.parquet (or "
+        "validation.parquet) and test.parquet; or one file, which is then train",
+    )
+    shape: tuple[int, int, int] | None = setting(
+        None, description="[C, H, W] that all images are resized to; null: they have one shape"
+    )
+    on_bad_row: Literal["error", "skip"] = setting(
+        "error", description="error: refuse the file; skip: leave bad rows out, and list them"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape is not None:
+            _check_shape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +98,17 @@ class ConvertConfig(JobConfig):
     source: Source = setting(description="data set to convert")
     output: str = setting(min_length=1, path=True, description="directory to write")
     val_fraction: float = setting(
-        0.1, ge=0, lt=1, description="fraction of train that becomes val; the digits have their own"
+        0.1,
+        ge=0,
+        lt=1,
+        description="fraction of train that becomes val, where the source has no val of its own",
     )
     seed: int = setting(0, ge=0, description="seed of the split of train into train and val")
+
+
+def _check_shape(shape: tuple[int, int, int]) -> None:
+    if shape[0] not in (1, 3):
+        raise SettingError("shape.0", shape[0], "must be 1 (gray) or 3 (RGB)")
+    for index, size in enumerate(shape):
+        if size < 1:
+            raise SettingError(f"shape.{index}", size, "must be >= 1")
