@@ -33,6 +33,16 @@ top, and the tests of no group fill the gaps: so both workers end at about the s
 """
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with its tables, which take seconds to create."""
+    from precalib_ray.registry.server import client_of
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    client_of(f"sqlite:///{file}").search_registered_models()
+    return file
+
+
 def group_of(nodeid: str) -> str:
     """The group of a test; its own name, if it is of none."""
     path = nodeid.removeprefix("tests/")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,10 @@ def submit(job: str, content: dict[str, Any]) -> Any:
     return load_function(f"precalib_ray.jobs.{job}:{job}")(validated(job, content))
 
 
-def resubmit(old: OldRuns, name: str) -> Any:
+def resubmit(old: OldRuns, name: str, **tracking: Any) -> Any:
     """Give a run again, from where it was unpacked."""
     case = CONFIGS[f"runs/{name}"]
-    where = {"storage": str(old.storage), "tracking": {"uri": old.store}}
+    where = {"storage": str(old.storage), "tracking": {"uri": old.store, **tracking}}
     return submit(case["job"], case["config"] | where)
 
 
@@ -200,6 +202,61 @@ def test_what_mlflow_did_not_take_is_sent_and_registered_once(changed: OldRuns) 
     probings = changed.record(name)["result"]["outcome"]["progress"]["history"]
     assert steps_of(changed, name, "deviation") == [probing["step"] for probing in probings]
     assert not list((changed.storage / name / "mlflow").glob("*.json"))
+
+
+@pytest.mark.server
+def test_a_finished_run_is_logged_and_registered_where_it_is_not_yet(
+    changed: OldRuns,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without Ray and training; and once, also where a submission in between named another server,
+    another model, or found that its version or its run was deleted.
+    """
+    monkeypatch.delattr(CONNECT)
+    other = replace(
+        changed, server=f"sqlite:///{shutil.copy(empty_store, changed.folder / 'b.db')}"
+    )
+    client = MlflowClient(other.store)
+    first = mlflow_run(changed, "finished").info
+
+    for _ in range(2):
+        assert resubmit(other, "finished").model_uri == f"models:/{NAME}/1"
+        assert resubmit(changed, "finished").model_uri == f"models:/{NAME}/1"
+    assert mlflow_run(changed, "finished").info == first
+    resubmit(other, "finished")
+    run = mlflow_run(other, "finished")
+    assert (run.info.status, versions_of(other, run.info.run_id)) == ("FINISHED", ["1"])
+    probings = changed.record("finished")["result"]["outcome"]["progress"]["history"]
+    assert steps_of(other, "finished", "deviation") == [probing["step"] for probing in probings]
+
+    client.delete_model_version(NAME, "1")
+    capsys.readouterr()
+    for _ in range(2):
+        assert resubmit(other, "finished").model_uri == f"models:/{NAME}/2"
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"registered: models:/{NAME}/2 (alias candidate)" in shown
+    assert changed.record("finished")["result"]["model_uri"] == f"models:/{NAME}/2"
+    client.delete_run(run.info.run_id)
+    assert resubmit(other, "finished").model_uri == f"models:/{NAME}/2"
+    assert mlflow_run(other, "finished").info.status == "FINISHED"
+    for _ in range(2):
+        assert resubmit(other, "finished", register_as="mine").model_uri == "models:/mine/1"
+    assert resubmit(other, "finished", offline=True).model_uri is None
+
+    for _ in range(2):
+        resubmit(other, "trained")
+        resubmit(other, "searched")
+    trained = mlflow_run(other, "trained")
+    artifacts = client.list_artifacts(trained.info.run_id, "checkpoint")
+    assert "checkpoint/model.safetensors" in [artifact.path for artifact in artifacts]
+    assert {"best_test/nll", "val/nll", "train/loss"} <= trained.data.metrics.keys()
+    children = client.search_runs(
+        [run.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{other.record('searched')['run_id']}'",
+    )
+    assert len(children) == 5
 
 
 @pytest.mark.ray

@@ -114,7 +114,10 @@ class Scaling(Section):
 
 def refuse_secrets(field: str, uri: str | None) -> None:
     """Raise SettingError if a URI holds credentials."""
-    parts = urlsplit(uri or "")
+    try:
+        parts = urlsplit(uri or "")
+    except ValueError as error:
+        raise SettingError(field, "(not shown)", f"is not a URI: {error}") from None
     keys = [key.lower() for key, _ in parse_qsl(parts.query)]
     if "@" in parts.netloc or any(w in k for k in keys for w in ("password", "secret", "token")):
         allowed = "must hold no user, password or key; libraries read them from their environment"

@@ -15,7 +15,7 @@ from precalib_ray.runs import lifecycle, preflight
 from precalib_ray.runs.console import console, table
 from precalib_ray.runs.launch import EvaluationSummary, run_workers
 from precalib_ray.runs.promotion import promote_version
-from precalib_ray.runs.publish import publish
+from precalib_ray.runs.publish import find, publish
 from precalib_ray.runs.record import RunRecord
 
 
@@ -26,8 +26,13 @@ class Pretrained:
     checkpoint: Path
     """The directory on storage, or a copy if storage is remote."""
     outcome: Outcome
-    model_uri: str | None = None
-    """``models:/NAME/VERSION``; None if the job is offline."""
+    version: publishing.ExistingVersion | None = None
+    """What the registry has; None if the job is offline."""
+
+    @property
+    def model_uri(self) -> str | None:
+        """``models:/NAME/VERSION``; None if the job is offline."""
+        return None if self.version is None else self.version.uri
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``run.json``."""
@@ -62,17 +67,12 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
 
     def work(self, record: RunRecord, run: tracking.Run | None) -> Pretrained:
         config = self.config
+        shared = {"images": self._images, "statistics": self._statistics}
         fitted = run_workers(
-            worker.pretrain,
-            config,
-            {"images": self._images, "statistics": self._statistics},
-            run,
-            record,
-            title="noise pretraining",
-            num_steps=config.num_steps,
-            keep=config.checkpoints.keep,
+            worker.pretrain, config, shared, run, record,
+            title="noise pretraining", num_steps=config.num_steps, keep=config.checkpoints.keep,
             summarize=_summarize,
-        )
+        )  # fmt: skip
         kept = {"checkpoint": fitted.checkpoint, "outcome": fitted.outcome.to_json()}
         record.update(result=kept | {"model_uri": None})  # before the checkpoint is downloaded
         return Pretrained(record.checkpoint(fitted.checkpoint), fitted.outcome)
@@ -82,11 +82,19 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
         if kept is None:
             return None
         checkpoint = record.checkpoint(kept["checkpoint"])
-        return Pretrained(checkpoint, Outcome.from_json(kept["outcome"]), kept["model_uri"])
+        return Pretrained(checkpoint, Outcome.from_json(kept["outcome"]))
+
+    def find_logged(
+        self, result: Pretrained, record: RunRecord, run: tracking.KnownRun
+    ) -> Pretrained | None:
+        version = find(self.config, record, run)
+        return None if version is None else replace(result, version=version)
 
     def log(self, result: Pretrained, record: RunRecord, run: tracking.Run) -> Pretrained:
-        uri = publish(self.config, result.checkpoint, result.outcome, run)
-        return replace(result, model_uri=uri)
+        for probing in result.outcome.progress.history:
+            run.log_metrics(_summarize(probing).metrics, step=probing.step)
+        version = publish(self.config, result.checkpoint, result.outcome, record, run)
+        return replace(result, version=version)
 
     def show(self, result: Pretrained) -> None:
         config, outcome = self.config, result.outcome
@@ -95,9 +103,7 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
             (
                 m.probe + (" (held out)" if config.probes.is_held_out(m.probe) else ""),
                 m.mode,
-                f"{before[m.key]:.4f}",
-                f"{m.deviation:.4f}",
-                f"{m.class_bias:.4f}",
+                *(f"{value:.4f}" for value in (before[m.key], m.deviation, m.class_bias)),
             )
             for m in outcome.after.measurements
         ]
@@ -119,8 +125,8 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
                 style="yellow",
             )
         console.print(f"checkpoint: {result.checkpoint}")
-        if result.model_uri:
-            console.print(f"registered: {result.model_uri} (alias {publishing.CANDIDATE})")
+        if result.version is not None:
+            console.print(f"registered: {result.version}")
 
     def conclude(self, result: Pretrained, record: RunRecord) -> Pretrained:
         config = self.config

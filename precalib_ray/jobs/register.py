@@ -10,7 +10,7 @@ from precalib_ray.config.jobs.register import RegisterConfig
 from precalib_ray.core import checkpoint
 from precalib_ray.core.probes import PanelResult
 from precalib_ray.errors import TrackingError
-from precalib_ray.registry import publishing, server, tracking
+from precalib_ray.registry import publishing, server, tracking, uris
 from precalib_ray.report import card
 from precalib_ray.runs.console import console, stage
 from precalib_ray.runs.preflight import read_panel
@@ -38,13 +38,14 @@ def register(config: RegisterConfig) -> Registered:
     settings = checkpoint.read_description(directory).model
     digest = publishing.digest(directory)
     name = config.tracking.register_as or publishing.default_name(settings)
-    uri = server.resolve_uri(config.tracking.uri)
-    server.require_reachable(uri)
-    known = publishing.find_digest(uri, name, digest)
+    uri = uris.resolve_uri(config.tracking.uri)
+    server.require_reachable(uri, writable=True, create=True)
+    client = server.client_of(uri)
+    known = publishing.find(client, name, tag=publishing.DIGEST_TAG, value=digest)
     mine = known is not None and known.key == digest
     if known is not None and (known.described or not mine):
-        console.print(f"{config.path} is registered already: models:/{name}/{known.version}")
-        return Registered(f"models:/{name}/{known.version}")
+        console.print(f"{config.path} is registered already: {known}")
+        return Registered(known.uri)
     model = checkpoint.load_model(directory, trust_code=config.trust_code)
     panel = read_panel(config.probes, settings)
     with stage("measuring it and an untrained network"):
@@ -83,6 +84,7 @@ def register(config: RegisterConfig) -> Registered:
         sent = run.end(status)
     if not sent:
         raise TrackingError(f"MLflow did not accept the end of the run: {run.last_error}")
+    registered = publishing.get(client, name, version)
     console.print(f"deviation {measured.deviation:.6f} on {measured.worst.key}")
-    console.print(f"registered: models:/{name}/{version} (alias {publishing.CANDIDATE})")
-    return Registered(f"models:/{name}/{version}", measured)
+    console.print(f"registered: {registered}")
+    return Registered(registered.uri, measured)

@@ -91,6 +91,8 @@ class Train(lifecycle.Job[TrainConfig, Trained]):
 
     def log(self, result: Trained, record: RunRecord, run: tracking.Run) -> Trained:
         outcome = result.outcome
+        for epoch in outcome.progress.history:
+            run.log_metrics(_summarize(epoch).metrics, step=epoch.step)
         for name, scores in outcome.splits.items():
             values = {f"best_{name}/{key}": value for key, value in scores.items()}
             run.log_metrics(values, step=outcome.progress.step)

@@ -7,21 +7,22 @@ compare-and-set for aliases: of two concurrent promotions the last write wins; b
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from precalib_ray.core import checkpoint
 from precalib_ray.core.models import Model
 from precalib_ray.core.probes import Panel, PanelResult
-from precalib_ray.errors import GateError, PrecalibError, TrackingError
-from precalib_ray.registry import audit, loading
+from precalib_ray.errors import GateError
+from precalib_ray.registry import audit, loading, versions
 from precalib_ray.registry.audit import AuditEntry
-from precalib_ray.registry.server import client_of, one_line, require_reachable, resolve_uri
+from precalib_ray.registry.server import client_of, require_reachable, tracking_errors
+from precalib_ray.registry.uris import resolve_uri
 
 CHAMPION = "champion"
 _MAX_REASON = 1000  # characters of the audit log
@@ -97,12 +98,14 @@ class Gate:
     """The champion of a registered model."""
 
     def __init__(self, name: str, *, tracking_uri: str | None = None) -> None:
-        """``tracking_uri`` as ``resolve_uri`` takes it; raises TrackingError."""
+        """``tracking_uri`` as ``resolve_uri`` takes it; raises TrackingError, also if the registry
+        has no such model.
+        """
         self.name, self._uri = name, resolve_uri(tracking_uri)
-        require_reachable(self._uri)
+        require_reachable(self._uri, writable=True)
         self._client = client_of(self._uri)
         with self._tracking_errors():
-            self._client.get_registered_model(name)
+            versions.require_model(self._client, name)
 
     def champion(self) -> str | None:
         """The version that is champion."""
@@ -113,9 +116,7 @@ class Gate:
     def version(self, wanted: str) -> str:
         """The number of a version, given by number or alias; raises TrackingError."""
         with self._tracking_errors():
-            if wanted.isdigit():
-                return str(self._client.get_model_version(self.name, wanted).version)
-            return str(self._client.get_model_version_by_alias(self.name, wanted).version)
+            return str(versions.get(self._client, self.name, wanted).version)
 
     def audit_log(self) -> list[AuditEntry]:
         """All decisions, oldest first."""
@@ -207,7 +208,8 @@ class Gate:
             earlier.pop()
         if not earlier:
             raise GateError(
-                f"{self.name} has no champion"
+                f"{self.name} has no champion; python jobs/promote.py name={self.name} measures "
+                "its candidate"
                 if current is None
                 else f"no champion before models:/{self.name}/{current} is known; it stays champion"
             )
@@ -232,11 +234,5 @@ class Gate:
                 self.name, audit.new_key(), json.dumps(entry.to_json())
             )
 
-    @contextlib.contextmanager
-    def _tracking_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except PrecalibError:
-            raise
-        except Exception as error:  # every transport and store has its own exceptions
-            raise TrackingError(f"models:/{self.name}: {one_line(error)}") from None
+    def _tracking_errors(self) -> AbstractContextManager[None]:
+        return tracking_errors(f"models:/{self.name}")

@@ -14,8 +14,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.data import parquet
-from precalib_ray.errors import TrackingError
-from precalib_ray.registry.server import one_line
+from precalib_ray.registry.server import tracking_errors
 from precalib_ray.registry.tracking import Run
 
 _MAX_DIGEST = 36  # characters that MLflow accepts
@@ -55,11 +54,9 @@ def log_data(run: Run, uses: Iterable[DatasetUse]) -> dict[DatasetUse, str]:
             continue
         digests[use] = parquet.fingerprint(file)
         inputs.append(_input(use, file, digests[use]))
-    try:
+    with tracking_errors("MLflow did not accept the data sets"):
         if inputs:
             run.client.log_inputs(run.run_id, inputs)
-    except Exception as error:  # every transport and store has its own exceptions
-        raise TrackingError(f"MLflow did not accept the data sets: {one_line(error)}") from None
     return digests
 
 

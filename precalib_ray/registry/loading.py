@@ -8,12 +8,13 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from precalib_ray.core import checkpoint
 from precalib_ray.errors import CheckpointError, TrackingError
-from precalib_ray.registry.server import client_of, one_line, require_reachable, resolve_uri
+from precalib_ray.registry import versions
+from precalib_ray.registry.server import client_of, require_reachable, tracking_errors
+from precalib_ray.registry.uris import resolve_uri
 
 EXTRA_FILES = "extra_files"
 _FILES = (checkpoint.MODEL_FILE, checkpoint.SPEC_FILE, checkpoint.METRICS_FILE)
@@ -41,7 +42,7 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
     server = resolve_uri(tracking_uri)
     require_reachable(server)
     client = client_of(server)
-    try:
+    with tracking_errors(f"{uri} cannot be pulled"):
         version = _find(client, uri)
         source = client.get_model_version_download_uri(version.name, version.version)
         extra = f"{source}/{EXTRA_FILES}"
@@ -54,8 +55,6 @@ def pull(uri: str, directory: Path | str, *, tracking_uri: str | None = None) ->
             raise CheckpointError(f"{uri} holds no precalib_ray checkpoint")
         for name in (file for file in _FILES if file in listed):
             _download(f"{extra}/{name}", Path(directory) / name, server=server)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"{uri} cannot be pulled: {one_line(error)}") from None
     return f"models:/{version.name}/{version.version}"
 
 
@@ -74,6 +73,4 @@ def _find(client: MlflowClient, uri: str) -> ModelVersion:
     match = _URI.fullmatch(uri)
     if match is None:
         raise TrackingError(f"{uri} is neither models:/NAME@ALIAS nor models:/NAME/VERSION")
-    if match["alias"]:
-        return client.get_model_version_by_alias(match["name"], match["alias"])
-    return client.get_model_version(match["name"], match["version"])
+    return versions.get(client, match["name"], match["alias"] or match["version"])

@@ -25,16 +25,18 @@ import safetensors
 import torch
 from mlflow.entities import LoggedModelStatus
 from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema, TensorSpec
 
 from precalib_ray.core import checkpoint
 from precalib_ray.core.models import Model
-from precalib_ray.errors import CheckpointError, TrackingError
+from precalib_ray.errors import CheckpointError
 from precalib_ray.registry import versions
-from precalib_ray.registry.server import client_of, one_line, set_global_uri
+from precalib_ray.registry.server import set_global_uri, tracking_errors
 from precalib_ray.registry.tracking import Run
 
 CANDIDATE = versions.CANDIDATE
+KEY_TAG, DIGEST_TAG = versions.KEY_TAG, versions.DIGEST_TAG
 CARD_FILE = "card.html"
 _LOGGED_MODEL = "model"  # its name within the run
 _EXPORT = threading.Lock()  # torch.export is not thread-safe
@@ -70,35 +72,30 @@ def publish(
         key: the idempotency key; None for the run's id.
 
     Returns:
-        The version.
+        The number of the version.
 
     Raises:
         TrackingError: the server refused, or the model cannot be exported; the checkpoint stays.
         CheckpointError: the directory is damaged.
     """
-    registered = _registered(run, name, key)
+    key = key or run.run_id
+    registered = find(run.client, name, tag=versions.KEY_TAG, value=key)
     if registered is not None:
-        return registered
-    set_global_uri(run.uri)  # MLflow looks up logged models there, regardless of the client
-    try:
+        return registered.version
+    intact = f"its checkpoint is intact: {directory}"
+    with tracking_errors("the model could not be registered", advice=intact):
+        set_global_uri(run.uri)  # MLflow looks up logged models there, regardless of the client
         model_id = _logged_model(run) or _log_model(run, directory, trust_code=trust_code)
         version = versions.create(
             run.client,
             name,
-            key=key or run.run_id,
+            key=key,
             source=f"models:/{model_id}",
             run_id=run.run_id,
             model_id=model_id,
             tags={**tags, versions.DIGEST_TAG: digest(directory)},
         )
         versions.point_candidate(run.client, name)
-    except CheckpointError:
-        raise
-    except Exception as error:  # export and transport have too many exceptions to list
-        raise TrackingError(
-            f"the model could not be registered: {one_line(error)}; its checkpoint is intact: "
-            f"{directory}"
-        ) from None
     return version
 
 
@@ -108,43 +105,63 @@ def digest(directory: Path) -> str:
     for name in _FILES:
         try:
             content = (directory / name).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             raise CheckpointError(f"{directory / name}: there is no such file") from None
+        except OSError as error:
+            raise CheckpointError(f"{directory / name}: cannot be read: {error}") from None
         sha.update(f"{name} {len(content)} ".encode() + content)
     return sha.hexdigest()
 
 
 @dataclass(frozen=True)
 class ExistingVersion:
-    """A version that holds a checkpoint already."""
+    """A version as the registry has it now."""
 
+    name: str
     version: str
     run_id: str
     key: str
+    aliases: tuple[str, ...]
     described: bool
     """Whether it has its card: publishing may have been interrupted before."""
 
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
 
-def find_digest(uri: str, name: str, sha256: str) -> ExistingVersion | None:
-    """The version that holds a checkpoint with a digest; raises TrackingError.
+    def __str__(self) -> str:
+        """The URI, and the aliases that the version has."""
+        if not self.aliases:
+            return self.uri
+        return f"{self.uri} (alias {', '.join(sorted(self.aliases))})"
+
+
+def find(client: MlflowClient, name: str, *, tag: str, value: str) -> ExistingVersion | None:
+    """The first version with a tag; raises TrackingError.
 
     Moves ``candidate`` as ``publish`` does, which may have been interrupted before.
     """
-    try:
-        client = client_of(uri)
-        found = versions.find(client, name, tag=versions.DIGEST_TAG, value=sha256)
+    with tracking_errors(f"{name} cannot be looked up"):
+        found = versions.find(client, name, tag=tag, value=value)
         if not found:
             return None
         versions.point_candidate(client, name)
-    except Exception as error:
-        raise TrackingError(f"{name} cannot be looked up: {one_line(error)}") from None
-    (version, *_) = found
-    return ExistingVersion(
-        str(version.version),
-        run_id=version.run_id or "",
-        key=version.tags[versions.KEY_TAG],
-        described=bool(version.description),
-    )
+    return get(client, name, str(found[0].version))
+
+
+def get(client: MlflowClient, name: str, version: str) -> ExistingVersion:
+    """A version by its number; raises TrackingError."""
+    with tracking_errors(f"models:/{name}/{version}"):
+        found = versions.get(client, name, version)
+        return ExistingVersion(
+            name,
+            version,
+            run_id=found.run_id or "",
+            key=found.tags[versions.KEY_TAG],
+            aliases=tuple(found.aliases),
+            described=bool(found.description),
+        )
 
 
 def describe(run: Run, name: str, version: str, *, description: str, card: str) -> None:
@@ -153,7 +170,7 @@ def describe(run: Run, name: str, version: str, *, description: str, card: str) 
     Raises:
         TrackingError: the server refused.
     """
-    try:
+    with tracking_errors(f"version {version} of {name} has no card yet"):
         model_id = run.client.get_model_version(name, version).tags[versions.MODEL_TAG]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / CARD_FILE
@@ -161,9 +178,6 @@ def describe(run: Run, name: str, version: str, *, description: str, card: str) 
             run.client.log_model_artifact(model_id, str(file))
             run.client.log_artifact(run.run_id, str(file))
         run.client.update_model_version(name, version, description=description)
-    except Exception as error:
-        reason = one_line(error)
-        raise TrackingError(f"version {version} of {name} has no card yet: {reason}") from None
 
 
 def libraries() -> dict[str, str]:
@@ -178,17 +192,6 @@ def libraries() -> dict[str, str]:
         "mlflow": mlflow.__version__,
     }
     return {name: str(version).partition("+")[0] for name, version in found.items()}
-
-
-def _registered(run: Run, name: str, key: str | None) -> str | None:
-    """The version that an earlier attempt registered; moves ``candidate`` to the newest."""
-    try:
-        found = versions.find(run.client, name, tag=versions.KEY_TAG, value=key or run.run_id)
-        if found:
-            versions.point_candidate(run.client, name)
-    except Exception as error:
-        raise TrackingError(f"the model could not be registered: {one_line(error)}") from None
-    return str(found[0].version) if found else None
 
 
 def _log_model(run: Run, directory: Path, *, trust_code: bool) -> str:

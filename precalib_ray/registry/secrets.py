@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -56,6 +57,7 @@ def guard_logs() -> None:
 def _environment_secrets() -> Iterator[str]:
     found = [os.environ.get(name, "") for name in _VARIABLES]
     for name in _URIS:
-        password = urlsplit(os.environ.get(name, "")).password or ""
-        found += [password, unquote(password)]
+        with contextlib.suppress(ValueError):  # it is not a URI
+            password = urlsplit(os.environ.get(name, "")).password or ""
+            found += [password, unquote(password)]
     return (secret for secret in found if len(secret) >= _MIN_LENGTH)

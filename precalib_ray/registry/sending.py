@@ -11,12 +11,12 @@ import logging
 import threading
 import time
 
-from mlflow.entities import LifecycleStage, Metric
+from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from precalib_ray.registry.outbox import Entry, Outbox
-from precalib_ray.registry.server import one_line, require_reachable
+from precalib_ray.registry.server import one_line, reason, require_reachable
 
 _BATCH = 1000  # most metrics that MLflow accepts at once
 _RETRY_AFTER_S = 5.0
@@ -24,14 +24,15 @@ _RETRY_AFTER_S = 5.0
 _logger = logging.getLogger(__name__)
 
 
-def is_active(client: MlflowClient, run_id: str) -> bool:
-    """Whether a run exists and is not deleted; raises what MLflow raises."""
+def active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run, unless it does not exist or is deleted; raises what MLflow raises."""
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
+        return None
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 class Sender:
@@ -144,7 +145,7 @@ class Sender:
                 if "status" in entry:
                     self._client.set_terminated(self._run_id, status=entry["status"])
         except Exception as error:  # every transport and store has its own exceptions
-            return one_line(error)
+            return reason(error)
         return None
 
     def _log_batch(self, metrics: list[Metric]) -> None:
@@ -153,7 +154,7 @@ class Sender:
             self._client.log_batch(self._run_id, metrics=metrics)
         except MlflowException as error:
             invalid = error.error_code == "INVALID_PARAMETER_VALUE"
-            if not invalid or not is_active(self._client, self._run_id):
+            if not invalid or active_run(self._client, self._run_id) is None:
                 raise
             if len(metrics) == 1:  # a name that MLflow does not allow
                 _logger.warning("MLflow refuses %s: %s", metrics[0].key, one_line(error))

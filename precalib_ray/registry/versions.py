@@ -9,7 +9,7 @@ themselves first.
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import random
 import time
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ KEY_TAG, DIGEST_TAG = "precalib.key", "precalib.sha256"
 MODEL_TAG = "precalib.logged_model"
 """Id of the logged model that a version is made from: MLflow's database does not store it."""
 
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
 _TRIES = 40  # MLflow itself gives up after three collisions with other publishers
 
 
@@ -31,6 +32,49 @@ def find(client: MlflowClient, name: str, *, tag: str, value: str) -> list[Model
     """The versions with a tag, oldest first."""
     found = client.search_model_versions(f"name='{name}' and tags.`{tag}` = '{value}'")
     return sorted(found, key=lambda version: int(version.version))
+
+
+def get(client: MlflowClient, name: str, wanted: str) -> ModelVersion:
+    """A version by its number or alias; raises LookupError with what the registry has instead."""
+    try:
+        if wanted.isdigit():
+            return client.get_model_version(name, wanted)
+        return client.get_model_version_by_alias(name, wanted)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+    aliases = require_model(client, name)
+    found = client.search_model_versions(f"name='{name}'", order_by=["version_number ASC"])
+    numbers = [str(version.version) for version in found]
+    if not numbers:
+        raise LookupError(
+            f"every version of {name} was deleted; a job that registered one registers it again "
+            "when it is submitted again"
+        )
+    has = f"{name} has version {', '.join(numbers[-10:])}"
+    if aliases:
+        has += f" and alias {', '.join(sorted(aliases))}"
+    if wanted.isdigit():
+        raise LookupError(f"there is no version {wanted}, or it was deleted; {has}")
+    mend = (
+        "the job of a version, submitted again, sets it to the newest"
+        if wanted == CANDIDATE
+        else f"python jobs/promote.py name={name} version={numbers[-1]} sets champion"
+    )
+    raise LookupError(f"no version has alias {wanted}, or it was deleted; {has}; {mend}")
+
+
+def require_model(client: MlflowClient, name: str) -> dict[str, str]:
+    """The aliases of a registered model; raises LookupError if there is no such model."""
+    try:
+        return dict(client.get_registered_model(name).aliases)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+    names = [model.name for model in client.search_registered_models(max_results=1000)]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise LookupError(f"the registry has no model {name}{hint}")
 
 
 def create(
@@ -44,8 +88,11 @@ def create(
     tags: Mapping[str, Any],
 ) -> str:
     """The version of a key, created if there is none; raises what MLflow raises."""
-    with contextlib.suppress(MlflowException):  # it exists already
+    try:
         client.create_registered_model(name)
+    except MlflowException:  # it exists already
+        if not client.search_registered_models(f"name='{name}'"):
+            raise
     created: ModelVersion | None = None
     for attempt in range(_TRIES):
         if find(client, name, tag=KEY_TAG, value=key):

@@ -79,13 +79,13 @@ class ChildRuns:
             experiment=self._config.tracking.experiment,
             name=f"{self._config.name}-{trial.key}",
             tags={
-                "mlflow.parentRunId": parent.run_id,
                 "precalib.phase": "trial",
                 "precalib.trial": trial.key,
                 "precalib.state": trial.state,
                 "precalib.reason": str(trial.reason)[:_MAX_TAG],
             },
             run_id=run_id,
+            parent=parent,
         )
         known[trial.key] = (child.run_id, "RUNNING")
         child.log_params(trial.recipe or {"point": json.dumps(trial.point)})

@@ -19,7 +19,7 @@ from precalib_ray.registry import tracking
 from precalib_ray.runs import record as records
 from precalib_ray.runs.console import console
 from precalib_ray.runs.record import RunRecord
-from precalib_ray.runs.tracked import complete, open_run, tracked
+from precalib_ray.runs.tracked import complete, find_finished, open_run, tracked
 
 
 class Result(Protocol):
@@ -69,6 +69,12 @@ class Job(ABC, Generic[C, R]):
             TrackingError: the server is unreachable, or refused.
         """
 
+    def find_logged(self, result: R, record: RunRecord, run: tracking.KnownRun) -> R | None:
+        """The result with what MLflow has of it now; None if something is missing there, which
+        ``log`` then adds. Raises TrackingError.
+        """
+        return result
+
     def log_partial(self, record: RunRecord, run: tracking.Run) -> None:
         """Log what a run without a result has, idempotently; for ``sync``."""
 
@@ -95,9 +101,20 @@ def run(job: Job[C, R]) -> R:
     record = RunRecord(config)
     with record.lease():
         result = job.load_result(record)
-        if result is not None and (config.tracking.offline or record.synced):
+        try:
+            known = None if result is None else _known(job, result, record)
+        except TrackingError as error:
+            assert result is not None, "else MLflow is not asked"
+            job.show(result)
+            raise TrackingError(
+                f"{error}; tracking.offline=true returns it without MLflow"
+            ) from None
+        if known is not None:
             console.print(f"{config.name} has finished already; returning its result")
+            result = known
         else:
+            if result is not None:
+                console.print(f"{config.name} has finished already; logging it to MLflow")
             result = _finish(job, result, record)
         job.show(result)
         try:
@@ -105,6 +122,25 @@ def run(job: Job[C, R]) -> R:
         except PrecalibError as error:
             error.model_uri = error.model_uri or getattr(result, "model_uri", None)
             raise
+
+
+def _known(job: Job[C, R], result: R, record: RunRecord) -> R | None:
+    """A finished result with what the named server has of it now; None if that is not all.
+
+    Raises:
+        TrackingError: the server does not answer within seconds, or refused.
+    """
+    config = job.config
+    if config.tracking.offline:
+        return result
+    try:
+        run = find_finished(config, record)
+        return None if run is None else job.find_logged(result, record, run)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}\n{config.name} has finished, and its result is kept in {record.folder}; "
+            "whether MLflow has it is not known"
+        ) from None
 
 
 def _finish(job: Job[C, R], result: R | None, record: RunRecord) -> R:
@@ -152,9 +188,11 @@ def sync(config: SyncConfig, job_class: JobClass) -> Result | None:
     record = RunRecord(job.config)
     with record.lease():
         result = job.load_result(record)
-        if record.synced and config.tracking is None:
-            console.print(f"{config.name}: MLflow has everything already")
-            return result
+        if result is not None and config.tracking is None:
+            known: Result | None = _known(job, result, record)
+            if known is not None:
+                console.print(f"{config.name}: MLflow has everything already")
+                return known
         mlflow_run = open_run(job.config, record, phase=job.phase)
         assert mlflow_run is not None, "it is not offline"
         status = mlflow_run.last_status or "FAILED"

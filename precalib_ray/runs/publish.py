@@ -15,21 +15,36 @@ from precalib_ray.registry import lineage, publishing, tracking
 from precalib_ray.report import card, wording
 from precalib_ray.report.figures import pretraining as figures
 from precalib_ray.runs.console import stage
+from precalib_ray.runs.record import RunRecord
 from precalib_ray.runs.tracked import log_data, log_files
 from precalib_ray.version import __version__
 
 
-def publish(config: PretrainConfig, directory: Path, outcome: Outcome, run: tracking.Run) -> str:
-    """Log a finished pretraining to MLflow and register its checkpoint, idempotently.
+def find(
+    config: PretrainConfig, record: RunRecord, run: tracking.KnownRun
+) -> publishing.ExistingVersion | None:
+    """The version of a finished pretraining as the registry has it now; None if it is not there
+    with its card. Raises TrackingError.
+    """
+    key = record.key or run.run_id
+    found = publishing.find(run.client, _name(config), tag=publishing.KEY_TAG, value=key)
+    if found is None or not found.described:
+        return None
+    if record.result is not None and record.result["model_uri"] != found.uri:
+        record.update(result=record.result | {"model_uri": found.uri})
+    return found
 
-    Returns:
-        ``models:/NAME/VERSION``.
+
+def publish(
+    config: PretrainConfig, directory: Path, outcome: Outcome, record: RunRecord, run: tracking.Run
+) -> publishing.ExistingVersion:
+    """Log a finished pretraining to MLflow and register its checkpoint, idempotently.
 
     Raises:
         TrackingError: the server is unreachable, or refused.
     """
     progress, before, after = outcome.progress, outcome.before, outcome.after
-    name = config.tracking.register_as or publishing.default_name(config.model)
+    name = _name(config)
     with stage("registering the checkpoint"):
         run.log_metrics(
             {
@@ -50,7 +65,7 @@ def publish(config: PretrainConfig, directory: Path, outcome: Outcome, run: trac
         data = log_data(run, _data(config))
         tags = _tags(config, outcome, data)
         version = publishing.publish(
-            run, directory, name=name, tags=tags, trust_code=config.model.runs_code
+            run, directory, name=name, tags=tags, trust_code=config.model.runs_code, key=record.key
         )
         uri = f"models:/{name}/{version}"
         weights = hashlib.sha256((directory / checkpoint.MODEL_FILE).read_bytes())
@@ -72,7 +87,11 @@ def publish(config: PretrainConfig, directory: Path, outcome: Outcome, run: trac
         )
         publishing.describe(run, name, version, description=written.markdown, card=written.html)
     run.set_tags(tags | {"precalib.stop_reason": progress.stop_reason})
-    return uri
+    return publishing.get(run.client, name, version)
+
+
+def _name(config: PretrainConfig) -> str:
+    return config.tracking.register_as or publishing.default_name(config.model)
 
 
 def _data(config: PretrainConfig) -> list[lineage.DatasetUse]:

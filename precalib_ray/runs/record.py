@@ -62,8 +62,19 @@ class RunRecord:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run."""
+        """The MLflow run, on the server of the last submission."""
         return self.content.get("run_id")
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The MLflow runs of all submissions, on any server, the last first."""
+        others = self.content.get("other_runs", {})
+        return [run_id for run_id in (self.run_id, *others) if run_id is not None]
+
+    @property
+    def key(self) -> str | None:
+        """The idempotency key of the version that the run registers: its first MLflow run."""
+        return self.content.get("key", self.run_id)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -72,7 +83,7 @@ class RunRecord:
 
     @property
     def synced(self) -> bool:
-        """Whether MLflow has everything of a finished run, its end included."""
+        """Whether the MLflow run has everything of a finished run, its end included."""
         return bool(self.content.get("synced"))
 
     def checkpoint(self, name: str) -> Path:
@@ -93,11 +104,29 @@ class RunRecord:
         self.content |= values
         self.folder.write(_FILE, json.dumps(self.content, indent=2))
 
-    def begin(self, phase: str, **values: Any) -> None:
-        """Record how the run was submitted, so that ``sync`` can rebuild its config."""
+    def select(self, run_id: str) -> None:
+        """Make an MLflow run the one of the last submission; as ``update``, raises ClusterError."""
+        if run_id == self.run_id:
+            return
+        key, others = self.key or run_id, dict(self.content.get("other_runs", {}))
+        if self.run_id is not None:
+            others[self.run_id] = self.synced
+        self.content.pop("synced", None)
+        synced = {"synced": True} if others.pop(run_id, False) else {}
+        self.update(run_id=run_id, key=key, other_runs=others, **synced)
+
+    def begin(self, phase: str, *, run_id: str | None = None) -> None:
+        """Record how the run was submitted, so that ``sync`` can rebuild its config.
+
+        Args:
+            phase: of the job.
+            run_id: the MLflow run; None if the job is offline.
+        """
         settings = plain(self._config)
         where = {name: settings[name] for name in sorted(self._config.not_identity)}
-        self.update(phase=phase, settings=where, **values)
+        self.update(phase=phase, settings=where)
+        if run_id is not None:
+            self.select(run_id)
 
     def _load(self) -> None:
         wanted = identity(self._config)

@@ -15,7 +15,7 @@ from precalib_ray.config import load
 from precalib_ray.config.sections import Named
 from precalib_ray.core.spec import plain
 from precalib_ray.errors import TrackingError
-from precalib_ray.registry import lineage, server, tracking
+from precalib_ray.registry import lineage, server, tracking, uris
 from precalib_ray.report.figures import style
 from precalib_ray.runs.console import console
 from precalib_ray.runs.record import RunRecord
@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 
 def open_run(config: Named, record: RunRecord, *, phase: str) -> tracking.Run | None:
-    """Begin or resume the MLflow run of a job; None if the job is offline.
+    """Begin the MLflow run of a job, or resume the one that the server has; None if the job is
+    offline.
 
     Raises:
         TrackingError: the server does not answer within seconds.
@@ -36,8 +37,8 @@ def open_run(config: Named, record: RunRecord, *, phase: str) -> tracking.Run | 
     if config.tracking.offline:
         record.begin(phase)
         return None
-    uri = server.resolve_uri(config.tracking.uri)
-    server.require_reachable(uri)
+    uri = _reachable_server(config)
+    known = tracking.find(uri, record.run_ids)
     run = tracking.Run(
         uri=uri,
         experiment=config.tracking.experiment,
@@ -48,14 +49,25 @@ def open_run(config: Named, record: RunRecord, *, phase: str) -> tracking.Run | 
             "precalib.config_digest": load.digest(config),
             **config.tracking.tags,
         },
-        run_id=record.run_id,
+        run_id=None if known is None else known.run_id,
         outbox=record.folder / OUTBOX,
     )
     record.begin(phase, run_id=run.run_id)
-    if record.content.get("params_of") != run.run_id:
-        run.log_params({k: v for k, v in plain(config).items() if k != "tracking"})
-        record.update(params_of=run.run_id)
+    run.log_params({k: v for k, v in plain(config).items() if k != "tracking"})
     return run
+
+
+def find_finished(config: Named, record: RunRecord) -> tracking.KnownRun | None:
+    """The MLflow run of a finished run, if the named server has it with everything that was logged.
+
+    Raises:
+        TrackingError: the server does not answer within seconds, or refused.
+    """
+    known = tracking.find(_reachable_server(config), record.run_ids)
+    if known is None:
+        return None
+    record.select(known.run_id)
+    return known if record.synced and known.finished else None
 
 
 @contextlib.contextmanager
@@ -66,7 +78,10 @@ def tracked(config: Named, record: RunRecord, *, phase: str) -> Iterator[trackin
         TrackingError: the server does not answer at the start, or has not accepted everything at
             the end; the rest is kept in the outbox.
     """
-    run = open_run(config, record, phase=phase)
+    try:
+        run = open_run(config, record, phase=phase)
+    except TrackingError as error:
+        raise TrackingError(f"{error}; tracking.offline=true runs without MLflow") from None
     if run is None:
         yield None
         return
@@ -93,7 +108,7 @@ def complete(run: tracking.Run, config: Named, record: RunRecord, log: Callable[
     announced = False
     while True:
         try:
-            server.require_reachable(run.uri)
+            server.require_reachable(run.uri, writable=True)
         except TrackingError as error:
             if time.monotonic() >= deadline:
                 raise _unreachable(config, record, str(error)) from None
@@ -107,7 +122,7 @@ def complete(run: tracking.Run, config: Named, record: RunRecord, log: Callable[
             return log()
         except TrackingError:
             try:
-                server.require_reachable(run.uri)
+                server.require_reachable(run.uri, writable=True)
             except TrackingError:
                 continue  # it became unreachable meanwhile
             raise
@@ -134,6 +149,13 @@ def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> by
         file.write_text(load.to_yaml(config, exclude={"tracking"}))
         run.log_file(file)
         return drawn.read_bytes()
+
+
+def _reachable_server(config: Named) -> str:
+    """The URI of the named server; raises TrackingError if it does not answer within seconds."""
+    uri = uris.resolve_uri(config.tracking.uri)
+    server.require_reachable(uri, writable=True, create=True)
+    return uri
 
 
 def _unreachable(config: Named, record: RunRecord, reason: str) -> TrackingError:

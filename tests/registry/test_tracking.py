@@ -147,7 +147,7 @@ def test_a_deleted_run_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run.client.delete_run(run.run_id)
     run.log_metrics({"loss": 2.0}, step=2)
     assert not run.flush()
-    assert "active" in run.last_error
+    assert "It was deleted in MLflow: submitted again, the job begins another" in run.last_error
     assert not run.end("FINISHED")
 
     again = tracking.Run(**start, run_id=run.run_id, outbox=outbox)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import mlflow.cli
 import pytest
 from mlflow.entities import Run as MLflowRun
 
@@ -55,6 +59,8 @@ class Fake(lifecycle.Job[FakeConfig, Doubled]):
     calls: ClassVar[list[str]] = []
     in_work: ClassVar[Callable[[RunRecord, tracking.Run | None], None]] = staticmethod(nothing)
     in_log: ClassVar[Callable[[RunRecord, tracking.Run | None], None]] = staticmethod(nothing)
+    registry: ClassVar[bool] = True
+    """Whether the registry has what the run registered."""
 
     def check(self) -> None:
         self.calls.append("check")
@@ -77,6 +83,11 @@ class Fake(lifecycle.Job[FakeConfig, Doubled]):
         type(self).in_log(record, run)
         run.set_tags({"value": result.value})
         return replace(result, uri=f"models:/fake/{result.value}")
+
+    def find_logged(
+        self, result: Doubled, record: RunRecord, run: tracking.KnownRun
+    ) -> Doubled | None:
+        return result if self.registry else None
 
     def log_partial(self, record: RunRecord, run: tracking.Run) -> None:
         self.calls.append("log_partial")
@@ -340,3 +351,136 @@ def test_sync_of_no_run(config: FakeConfig) -> None:
     with pytest.raises(ConfigError, match="name: 'n': there is no such run in"):
         sync(config)
     assert not (Path(config.storage) / "n").exists()
+
+
+# A finished run, and what the named server has of it.
+
+LOGGED = ["check", "log", "show", "conclude"]
+RETURNED = ["check", "show", "conclude"]
+
+
+def elsewhere(config: FakeConfig, uri: str | None) -> FakeConfig:
+    return replace(config, tracking=replace(config.tracking, uri=uri))
+
+
+def test_another_server_gets_the_run_once(config: FakeConfig, empty_store: Path) -> None:
+    submit(config)
+    first = logged(config)
+    other = elsewhere(config, f"sqlite:///{shutil.copy(empty_store, Path(config.storage))}")
+    for given, calls in ((other, LOGGED), (other, RETURNED), (config, RETURNED), (other, RETURNED)):
+        assert submit(given) == Doubled(8, "models:/fake/8")
+        assert Fake.calls == calls
+        assert sync(given) == Doubled(8, "models:/fake/8")
+        assert Fake.calls == []
+    assert logged(config).info.end_time == first.info.end_time
+    run = logged(other)
+    assert (run.info.status, run.data.tags["value"]) == ("FINISHED", "8")
+    assert run.data.params["number"] == "4"
+    assert RunRecord(config).key == first.info.run_id  # under which a version is registered
+
+
+def test_the_environment_names_another_server(
+    config: FakeConfig, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = elsewhere(config, None)
+    for name in ("a", "b"):
+        uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / name)}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        submit(given)
+        assert "log" in Fake.calls
+        assert logged(elsewhere(config, uri)).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("again", [submit, sync])
+def test_the_default_database_is_that_of_the_working_directory(
+    config: FakeConfig,
+    again: Callable[[FakeConfig], Doubled],
+    empty_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    given = elsewhere(config, None)
+    for name, action in (("a", submit), ("b", again)):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
+        monkeypatch.chdir(folder)
+        action(given)
+        assert "log" in Fake.calls
+        found = logged(elsewhere(config, f"sqlite:///{folder}/mlflow.db"))
+        assert found.info.status == "FINISHED"
+
+
+def delete_run(config: FakeConfig) -> None:
+    client_of(str(config.tracking.uri)).delete_run(logged(config).info.run_id)
+
+
+def empty_the_database(config: FakeConfig) -> None:
+    file = Path(str(config.tracking.uri).removeprefix("sqlite:///"))
+    file.unlink()
+    shutil.copy(file.with_name("empty.db"), file)
+
+
+def unregister(config: FakeConfig) -> None:
+    Fake.registry = False
+
+
+@pytest.mark.parametrize("again", [submit, sync])
+@pytest.mark.parametrize("change", [delete_run, empty_the_database, unregister])
+def test_what_the_server_no_longer_has_is_logged_again(
+    config: FakeConfig,
+    again: Callable[[FakeConfig], Doubled],
+    change: Callable[[FakeConfig], None],
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Fake, "registry", True)
+    shutil.copy(empty_store, Path(config.storage).with_name("empty.db"))
+    submit(config)
+    change(config)
+    assert again(config) == Doubled(8, "models:/fake/8")
+    assert [call for call in Fake.calls if call in ("work", "log")] == ["log"]
+    assert logged(config).info.status == "FINISHED"
+    Fake.registry = True
+    submit(config)
+    assert Fake.calls == RETURNED
+
+
+@pytest.mark.parametrize("again", [submit, sync])
+def test_a_finished_run_whose_server_is_away(
+    config: FakeConfig, again: Callable[[FakeConfig], Doubled]
+) -> None:
+    submit(config)
+    content = recorded(config)
+    away = elsewhere(config, "http://127.0.0.1:9")
+    if again is sync:
+        Path(config.storage, "n", "run.json").write_text(
+            json.dumps(content).replace(str(config.tracking.uri), "http://127.0.0.1:9")
+        )
+    with pytest.raises(TrackingError) as error:
+        again(away)
+    where, kept = str(error.value).splitlines()
+    assert where.startswith("no MLflow server answers at http://127.0.0.1:9: ")
+    assert kept.startswith(f"n has finished, and its result is kept in {config.storage}/n")
+    assert ("tracking.offline=true" in kept) == ("show" in Fake.calls) == (again is submit)
+    assert recorded(config)["run_id"] == content["run_id"]
+    offline = replace(config, tracking=replace(away.tracking, offline=True))
+    assert submit(offline).value == 8
+
+
+def test_a_deleted_experiment_is_restored_with_the_command_that_is_named(
+    config: FakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(config)
+    run = logged(config)
+    client_of(str(config.tracking.uri)).delete_experiment(run.info.experiment_id)
+    with pytest.raises(TrackingError, match="the experiment e was deleted in MLflow") as error:
+        submit(config)
+    named = re.search(r"MLFLOW_TRACKING_URI=(\S+) mlflow (.*?), or", str(error.value))
+    assert named is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named[1])
+    mlflow.cli.cli(shlex.split(named[2]), standalone_mode=False)
+    assert submit(config) == Doubled(8, "models:/fake/8")
+    assert Fake.calls == RETURNED
+    assert logged(config).info.run_id == run.info.run_id
