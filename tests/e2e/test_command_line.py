@@ -148,7 +148,10 @@ def test_an_mlflow_that_never_answers_is_given_up(silent_server: str) -> None:
     assert "timed out" in str(error.value)
 
 
-def test_a_password_in_a_config_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match=r"tracking.uri: .*no user, password or key") as error:
-        load.load(PretrainConfig, MLP, ["tracking.uri=http://bob:secret@127.0.0.1:1"])
+@pytest.mark.parametrize(
+    ("host", "said"), [("127.0.0.1:1", "no user, password or key"), ("[::1", "is not a URI")]
+)
+def test_a_password_in_a_config_is_refused_and_not_shown(host: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tracking.uri: .*{said}") as error:
+        load.load(PretrainConfig, MLP, [f"tracking.uri='http://bob:secret@{host}'"])
     assert "secret" not in str(error.value)

@@ -54,6 +54,8 @@ def test_redact_leaves_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     assert redact("https://token@host/a@b") == "https://***@host/a@b"
     shown = redact("postgresql://host/db?user=u&password=s3cret&sslmode=require (away)")
     assert shown == "postgresql://host/db?user=u&password=***&sslmode=require (away)"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@[::1")  # it cannot be parsed
+    assert redact("http://bob:secret@[::1 is away") == "http://***@[::1 is away"
 
 
 def test_logs_are_redacted(

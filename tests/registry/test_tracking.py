@@ -124,9 +124,8 @@ def test_sqlite_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 def test_children_are_found_by_a_tag_with_their_status(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     parent = tracking.Run(uri=store, experiment="e", name="parent", tags={})
-    tags = {"mlflow.parentRunId": parent.run_id}
-    ended, begun = (
-        tracking.Run(uri=store, experiment="e", name=key, tags={**tags, "key": key})
+    ended, begun = (  # ``tracking.experiment`` has changed since the parent was begun
+        tracking.Run(uri=store, experiment="f", name=key, tags={"key": key}, parent=parent)
         for key in ("ended", "begun")
     )
     tracking.Run(uri=store, experiment="e", name="a stranger", tags={"key": "stranger"})
