@@ -17,6 +17,11 @@ _MAX_LINES = 50
 """Problems in a message."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of an error of another library, for a line of ours; its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 class PrecalibError(Exception):
     """Base of every error that a user can act on."""
 
@@ -86,6 +91,16 @@ class DataError(PrecalibError):
     """A data set that cannot be read; the message names file, row group and row."""
 
     exit_code = 3
+
+
+class StorageError(DataError, OSError):
+    """A run's storage refused: full, read-only, unreachable. Code that tolerates an OSError
+    tolerates it too.
+    """
+
+
+class MissingError(StorageError, FileNotFoundError):
+    """What should be on a run's storage is not there."""
 
 
 class CheckpointError(DataError):

@@ -15,6 +15,7 @@ import psutil
 from ray.util import get_node_ip_address
 
 from precalib_ray.cluster import ray_private
+from precalib_ray.cluster.session import require_answer
 from precalib_ray.errors import ClusterError
 
 
@@ -24,9 +25,10 @@ def main(seconds: float) -> None:
     The cluster is that of ``RAY_ADDRESS``, which KubeRay sets.
 
     Raises:
-        ClusterError: Ray refuses.
+        ClusterError: Ray refuses, or there is none at ``RAY_ADDRESS``.
     """
-    address = os.environ["RAY_ADDRESS"]
+    address = os.environ.get("RAY_ADDRESS", "")
+    require_answer(address)
     ray_private.drain_node(
         address,
         get_node_ip_address(address),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from precalib_ray.errors import ClusterError
+from precalib_ray.errors import ClusterError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 _VALUES = re.compile(r"(!?)in\(([^)]*)\)")
@@ -80,6 +80,20 @@ def is_autoscaled() -> bool | None:
         return None
 
 
+def counts_no_cpu() -> bool:
+    """Whether Ray would give a node of this machine no CPU: it rounds a container's limit down.
+
+    Without the private symbol a limit below one CPU is refused as too small for any worker.
+    """
+    try:
+        from ray._private.utils import get_num_cpus
+
+        return int(get_num_cpus(override_docker_cpu_warning=True)) == 0
+    except (ImportError, AttributeError, TypeError) as error:
+        _LOGGER.debug("Ray's count of CPUs is not available: %r", error)
+        return False
+
+
 def drain_node(address: str, ip: str, *, deadline_ms: int, reason: str) -> None:
     """Ask Ray to stop scheduling on the nodes at an IP address, which end at a deadline.
 
@@ -108,9 +122,11 @@ def drain_node(address: str, ip: str, *, deadline_ms: int, reason: str) -> None:
             )
             if not accepted:
                 raise ClusterError(f"Ray refuses to drain this node: {why}")
-    except (ImportError, AttributeError, TypeError) as error:
+    except ClusterError:
+        raise
+    except Exception as error:  # a private symbol is missing, or Ray's own, which differ by version
         raise ClusterError(
-            f"Ray {ray.__version__} cannot drain a node this way: {error}"
+            f"Ray {ray.__version__} cannot drain a node this way: {one_line(error)}"
         ) from error
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
+import contextlib
 import logging
+import os
 import shlex
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from precalib_ray import result_line
+from precalib_ray.cluster.session import NO_TOKEN, require_answer
 from precalib_ray.cluster.threads import in_thread
 from precalib_ray.config import document, load
 from precalib_ray.config.jobs import name_of
 from precalib_ray.config.sections import JobConfig
 from precalib_ray.core.spec import plain
-from precalib_ray.errors import ClusterError
+from precalib_ray.errors import ClusterError, one_line
 
 _LEVELS = {  # silence Ray's notices on an upload, and at the end of a log
     "ray._private.runtime_env.packaging": logging.WARNING,
@@ -34,16 +36,14 @@ _LEVELS = {  # silence Ray's notices on an upload, and at the end of a log
     "ray.dashboard.modules.job.sdk": logging.WARNING,
 }
 _NO_AGENT = (
-    "\nThe head's agent did not start. Where two heads share a machine, the second needs "
+    "; the head's agent did not start: where two heads share a machine, the second needs "
     "ray start --dashboard-agent-listen-port=PORT; dashboard_agent.log of its session says more."
 )
-_NO_TOKEN = (
-    "\nRAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, "
-    "are needed here as they are there."
-)
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _POLL_S = 0.5
 _ANSWER_S = 5.0
+_SILENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ def submit(
     job = name_of(config)
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
+    where = address or os.environ.get(_ADDRESS) or os.environ.get("RAY_ADDRESS")
+    _require_answer(where, given=address is not None)
     try:
-        if address is not None:
-            _require_answer(address)
-        client = JobSubmissionClient(address)
+        with _preferred(address):
+            client = JobSubmissionClient(address)
         job_id = client.submit_job(
             entrypoint=f"{result_line.VARIABLE}=1 {command(config)}",
             entrypoint_num_cpus=0,
@@ -112,39 +113,85 @@ def submit(
             runtime_env=environment,
             metadata={"precalib.job": job},
         )
-    except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        hint = _NO_AGENT if "No available agent" in str(error) else ""
-        raise ClusterError(f"{address or 'the cluster'}: {error}{hint}") from None
-    except AuthenticationError as error:
-        reason = str(error).partition("\n")[0]
-        raise ClusterError(f"{address or 'the cluster'}: {reason}{_NO_TOKEN}") from None
+    except ValueError as error:
+        if working_dir is not None and not Path(working_dir).is_dir():
+            raise
+        raise _refused(where, error) from None
+    except Exception as error:  # of requests, aiohttp, ssl and Ray's own
+        raise _refused(where, error) from None
     try:
         if not follow:
             return Submitted(job_id, client.get_job_status(job_id).value)
+        on_log(f"{job_id}: submitted\n")
         return _follow(client, job_id, on_log)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        raise ClusterError(f"{job_id} was submitted, and cannot be followed: {error}") from None
+        raise ClusterError(
+            f"{job_id} was submitted, and cannot be followed: {one_line(error)}"
+        ) from None
 
 
-def _require_answer(address: str) -> None:
-    """Fail fast: Ray's client waits for minutes, and reads ``HOST:PORT`` as something else."""
+def _refused(address: str | None, error: Exception) -> ClusterError:
+    hint = ""
+    if isinstance(error, AuthenticationError):
+        hint = NO_TOKEN
+    elif "No available agent" in str(error):
+        hint = _NO_AGENT
+    return ClusterError(f"{address or 'the cluster'}: {one_line(error)}{hint}")
+
+
+def _require_answer(address: str | None, *, given: bool) -> None:
+    """Fail fast: Ray's client waits for minutes.
+
+    Args:
+        address: of a dashboard; that of a head if it is not ``given``; None where Ray looks for
+            the cluster of this machine.
+        given: by the caller, and not by the environment.
+    """
+    if address is None:
+        return
     if not address.startswith(("http://", "https://")):
-        raise ClusterError(f"{address}: must be that of the dashboard, http://HOST:PORT")
+        if given:  # Ray reads HOST:PORT as something else
+            raise ClusterError(f"{address}: must be that of the dashboard, http://HOST:PORT")
+        require_answer(address)
+        return
     try:
         with urllib.request.urlopen(address, timeout=_ANSWER_S):
             pass
     except urllib.error.HTTPError:
         pass  # an answer, too
-    except (OSError, http.client.HTTPException) as error:
+    except Exception as error:  # of sockets, ssl, http and of reading the address
         reason = getattr(error, "reason", error)
         raise ClusterError(f"{address}: no Ray dashboard answers: {reason}") from None
+
+
+@contextlib.contextmanager
+def _preferred(address: str | None) -> Iterator[None]:
+    """Have Ray's client use an address although the environment names another."""
+    before = os.environ.get(_ADDRESS)
+    if address is not None:
+        os.environ[_ADDRESS] = address
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_ADDRESS] = before
+        elif address is not None:
+            del os.environ[_ADDRESS]
 
 
 def _follow(client: JobSubmissionClient, job_id: str, on_log: Callable[[str], None]) -> Submitted:
     log = _Log(on_log)
 
+    async def say_pending() -> None:
+        while True:
+            await asyncio.sleep(_SILENCE_S)
+            status = await asyncio.to_thread(client.get_job_status, job_id)
+            on_log(f"{job_id}: {status.value}\n")
+
     async def stream() -> None:
+        pending = asyncio.create_task(say_pending())
         async for piece in client.tail_job_logs(job_id):
+            pending.cancel()  # from here on the job itself says something every 30 seconds
             log.add(piece)
 
     in_thread(lambda: asyncio.run(stream()))  # a notebook's thread has an event loop of its own

@@ -51,6 +51,16 @@ def test_labels_are_matched_as_ray_matches_them() -> None:
     assert not ray_private.labels_match({"a": "1", "b": "2"}, {"a": "1", "b": "3"})
 
 
+@pytest.mark.parametrize(("cpus", "none"), [(0, True), (0.5, True), (1, False), (64, False)])
+def test_a_limit_below_one_cpu(
+    cpus: float, none: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: cpus)
+    assert ray_private.counts_no_cpu() == none
+    request.getfixturevalue("gone")
+    assert not ray_private.counts_no_cpu()
+
+
 def test_labels_are_matched_alike_without_ray(request: pytest.FixtureRequest) -> None:
     found = matches()
     request.getfixturevalue("gone")

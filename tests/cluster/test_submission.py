@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -69,7 +71,7 @@ def test_the_command_says_the_same_config(changes: dict[str, Any]) -> None:
     assert load.load(PretrainConfig, None, words[3:]) == wanted
 
 
-def refused(address: str) -> str:
+def refused(address: str | None) -> str:
     started = time.monotonic()
     with pytest.raises(ClusterError) as error:
         precalib_ray.submit(config(), address=address)
@@ -92,6 +94,34 @@ def test_a_cluster_that_takes_the_call_and_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert refused(address) == f"{address}: no Ray dashboard answers: timed out"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http://127.0.0.1:99999", "http://[::1", "https://a b"]
+)
+def test_an_address_that_is_none(address: str) -> None:
+    assert refused(address).startswith(f"{address}: no Ray dashboard answers: ")
+
+
+@pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_an_address_of_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "foo")
+    assert refused(None).startswith("RAY_ADDRESS: 'foo': must be HOST:PORT")
+    monkeypatch.setenv(name, f"127.0.0.1:{free_port()}")
+    assert refused(None).startswith("no Ray cluster at 127.0.0.1:")
+    dashboard = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv(name, dashboard)
+    assert refused(None).startswith(f"{dashboard}: no Ray dashboard answers: ")
+
+
+def test_a_web_server_that_is_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = http.server.BaseHTTPRequestHandler
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # the argument prevails
+        assert refused(address).startswith(f"{address}: 501 Server Error")
+        server.shutdown()
 
 
 def upload(folder: Path, file: Path) -> set[str]:
