@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.fs
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from precalib_ray.cluster.logs import Log
 from precalib_ray.core.progress import Progress
-from precalib_ray.errors import CheckpointError
+from precalib_ray.errors import CheckpointError, StorageError
 from precalib_ray.storage.checkpoints import CheckpointStore
+from precalib_ray.storage.folder import file_system
 
 
 class Notify(Protocol):
@@ -43,7 +43,7 @@ class Checkpoints:
             notify: of this rank.
         """
         self._is_writer = ray.train.get_context().get_world_rank() == 0
-        files, path = pyarrow.fs.FileSystem.from_uri(folder)
+        files, path = file_system(folder)
         self._store = CheckpointStore(files, path, last=last, keep=keep)
         self._on_error, self._log, self._notify = on_error, log, notify
         self._last_good = ""
@@ -72,8 +72,8 @@ class Checkpoints:
         if not self._is_writer:
             try:
                 self._store.load(found, resume)
-            except CheckpointError as error:  # an OSError makes Ray restart all workers
-                raise OSError(
+            except CheckpointError as error:  # a StorageError makes Ray restart all workers
+                raise StorageError(
                     f"rank 0 can read a checkpoint that this rank cannot: {error}"
                 ) from None
         self._last_good = self._store.path(found)

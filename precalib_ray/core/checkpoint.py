@@ -23,7 +23,7 @@ from torch import nn
 
 from precalib_ray.core.models import Model
 from precalib_ray.core.spec import from_plain, hints, plain
-from precalib_ray.errors import CheckpointError
+from precalib_ray.errors import CheckpointError, one_line
 from precalib_ray.version import __version__
 
 MODEL_FILE, SPEC_FILE = "model.safetensors", "model.json"
@@ -150,7 +150,7 @@ def load_model(directory: Path | str, *, trust_code: bool = False) -> nn.Module:
     try:
         model = settings.build()
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: cannot be built: {error}") from error
+        raise CheckpointError(f"{file}: cannot be built: {one_line(error)}") from error
     load_weights(directory, model)
     return model.train()
 
@@ -162,9 +162,10 @@ def load_weights(directory: Path | str, model: nn.Module) -> None:
         safetensors.torch.load_model(model, str(file))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: there is no such file") from None
-    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file}: truncated, or of another model: {reason[:300]}") from error
+    except Exception as error:  # safetensors' own, torch's, the system's: all mean an unusable file
+        raise CheckpointError(
+            f"{file}: truncated, or of another model: {one_line(error)}"
+        ) from error
 
 
 def load_trainer_state(directory: Path | str) -> dict[str, Any]:
@@ -175,9 +176,8 @@ def load_trainer_state(directory: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: there is no such file") from None
     except Exception as error:  # zip, pickle or torch errors: all mean an unusable file
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{file}: truncated, or not written by precalib_ray: {reason[:200]}"
+            f"{file}: truncated, or not written by precalib_ray: {one_line(error, 200)}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: not written by precalib_ray")
@@ -189,8 +189,8 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{file}: there is no such file") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file}: truncated, or not JSON: {error}") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{file}: truncated, or not JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: not written by precalib_ray")
     return content

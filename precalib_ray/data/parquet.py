@@ -10,6 +10,7 @@ counted from 0 within their row group.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from precalib_ray.core.dataset import DatasetInfo, Split, mean_and_std
 from precalib_ray.core.parquet_form import ParquetForm
 from precalib_ray.data import cells
 from precalib_ray.data.codec import Pixels, encode_png
-from precalib_ray.errors import DataError
+from precalib_ray.errors import DataError, one_line
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ def write_split(
 
     Raises:
         ValueError: images and labels do not fit ``info``.
+        DataError: the file cannot be written.
     """
     _check_arguments(images, labels, info, encoding)
     image_type = pa.binary() if encoding == "png" else pa.fixed_shape_tensor(pa.uint8(), info.shape)
@@ -75,9 +77,9 @@ def write_split(
         [("image", image_type), ("label", pa.int64())],
         metadata={METADATA_KEY: info.to_json()},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(
             partial, schema, compression="zstd", use_dictionary=False, write_page_checksum=True
         ) as writer:
@@ -93,8 +95,11 @@ def write_split(
                 if on_rows is not None:
                     on_rows(len(rows))
         partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_split(
@@ -189,9 +194,7 @@ def read_info(path: Path) -> DatasetInfo | None:
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of the content of a split, in hex."""
-    if not path.is_file():
-        raise _missing(path)
-    with path.open("rb") as file:
+    with _readable(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -214,14 +217,21 @@ def _check_arguments(images: Tensor, labels: Tensor, info: DatasetInfo, encoding
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise _missing(path)
-    try:
+    with _readable(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     with file:
         yield file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise DataError if a file is absent, or opening it fails."""
+    try:
+        if not path.is_file():
+            raise _missing(path)
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
 
 
 @contextmanager
@@ -230,7 +240,7 @@ def _header_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {one_line(error)}") from error
 
 
 def _missing(path: Path) -> DataError:

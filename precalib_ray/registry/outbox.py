@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from precalib_ray.errors import StorageError
 from precalib_ray.storage.folder import Folder
 
 Entry = dict[str, Any]
@@ -33,12 +34,18 @@ class Outbox:
     """The files of one run; not thread-safe."""
 
     def __init__(self, folder: Folder | None) -> None:
-        """Read what an earlier process left; without a folder, keep entries in memory only."""
+        """Read what an earlier process left; without a folder, keep entries in memory only.
+
+        Raises:
+            StorageError: a file cannot be read.
+        """
         self._folder = folder
         self.segments: list[Segment] = []
         for name in folder.names(".json") if folder else ():
-            text = folder.read(name) if folder else None
-            self.segments.append(Segment(name, json.loads(text or "[]")))
+            entries = (folder.read_json(name) if folder else None) or []
+            if not isinstance(entries, list):
+                raise StorageError(f"{folder}/{name}: not a list of entries")
+            self.segments.append(Segment(name, entries))
         self._next = 1 + max((int(s.name.partition(".")[0]) for s in self.segments), default=0)
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from precalib_ray.config.load import identity
 from precalib_ray.config.sections import Stored
 from precalib_ray.core.spec import plain
-from precalib_ray.errors import CheckpointError, ConfigError, Problem
+from precalib_ray.errors import CheckpointError, ConfigError, Problem, StorageError
 from precalib_ray.runs.console import console
 from precalib_ray.runs.lease import Lease
 from precalib_ray.storage.folder import Folder, absolute
@@ -151,7 +151,7 @@ def open_folder(storage: str, name: str, *, make: bool = True) -> Folder:
         folder = Folder.at(absolute(storage)) / name
         if make:
             folder.make()
-    except (OSError, ValueError) as error:
+    except StorageError as error:
         raise ConfigError([Problem("storage", storage, f"cannot be written: {error}")]) from None
     return folder
 
@@ -159,8 +159,10 @@ def open_folder(storage: str, name: str, *, make: bool = True) -> Folder:
 def read(folder: Folder, storage: str) -> dict[str, Any]:
     """The content of ``run.json``, empty if there is none; raises ConfigError."""
     try:
-        content = dict(json.loads(folder.read(_FILE) or "{}"))
-    except (OSError, ValueError) as error:
+        content = folder.read_json(_FILE) or {}
+        if content and not (isinstance(content, dict) and isinstance(content.get("config"), dict)):
+            raise StorageError(f"{folder}/{_FILE}: not written by precalib_ray")
+    except StorageError as error:
         raise ConfigError([Problem("storage", storage, f"cannot be read: {error}")]) from None
     if "told" in content:  # the key of version 0.1.0
         content["synced"] = content.pop("told")

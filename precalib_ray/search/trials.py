@@ -19,7 +19,7 @@ from precalib_ray.config import load, space
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.config.jobs.search import Reference, SearchConfig
 from precalib_ray.core.spec import plain
-from precalib_ray.errors import ConfigError
+from precalib_ray.errors import ConfigError, StorageError
 from precalib_ray.search import references
 from precalib_ray.search.objective import Objective
 from precalib_ray.search.report import TrialReport
@@ -56,7 +56,11 @@ class TrialLog:
         self.records: dict[str, Trial] = {}
         """All trials that have begun, by key, reference trials included."""
         for name in self._files.names(".json"):
-            trial = Trial.from_json(json.loads(self._files.read(name) or "{}"))
+            try:
+                trial = Trial.from_json(self._files.read_json(name) or {})
+            except (TypeError, AttributeError) as error:
+                reason = f"{self._files}/{name}: not the record of a trial: {error}"
+                raise StorageError(reason) from error
             self.records[trial.key] = trial
         self._interrupted = [t.key for t in self.records.values() if not t.ended]
         self.objective = Objective.members[config.objective](config)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.fs
 
 from precalib_ray.core.checkpoint import STATE_FILE
-from precalib_ray.errors import CheckpointError
-from precalib_ray.storage.folder import download, is_local
+from precalib_ray.errors import CheckpointError, StorageError
+from precalib_ray.storage.folder import download, is_local, storage_errors
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN}
 """Transient errors of storage; reading a damaged file gives others."""
@@ -60,7 +60,8 @@ class CheckpointStore:
         """Delete what a killed writer left behind."""
         for name in self._listing():
             if self._unfinished.fullmatch(name):
-                self._files.delete_dir(self.path(name))
+                with storage_errors(self.path(name)):
+                    self._files.delete_dir(self.path(name))
 
     def load_newest(
         self, resume: Callable[[Path], None], *, warn: Callable[[str], None]
@@ -76,11 +77,12 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: there are some, and none is usable.
-            OSError: the storage fails, possibly transiently.
+            StorageError: the storage fails, possibly transiently.
         """
         failure = ""
         for name in self.names():
-            state = self._files.get_file_info(f"{self.path(name)}/{STATE_FILE}")
+            with storage_errors(self.path(name)):
+                state = self._files.get_file_info(f"{self.path(name)}/{STATE_FILE}")
             if state.type == pyarrow.fs.FileType.NotFound:  # written last: this one is unfinished
                 self.damaged.add(name)
                 continue
@@ -88,7 +90,7 @@ class CheckpointStore:
                 self.load(name, resume)
             except CheckpointError as error:
                 if getattr(error.__cause__, "errno", None) in _TRANSIENT:
-                    raise OSError(f"{self.path(name)}: {error}") from error
+                    raise StorageError(f"{self.path(name)}: {error}") from error
                 message = f"{self.path(name)}: not usable: {error}"[:500]
                 warn(f"{message}; trying the one before")
                 self.damaged.add(name)
@@ -104,13 +106,13 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: as ``resume`` raises it.
-            OSError: the storage fails.
+            StorageError: the storage fails.
         """
         with self._local(name) as directory:
             resume(directory)
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
-        """Store a checkpoint; raises OSError.
+        """Store a checkpoint; raises StorageError.
 
         On a local file system it appears complete, by a rename; on an object store file by file,
         the one that makes it a checkpoint last.
@@ -119,20 +121,22 @@ class CheckpointStore:
             name: of the checkpoint.
             write: writes it to a local path, atomically.
         """
-        if is_local(self._files):
-            write(Path(self.path(name)))
-        else:
-            with tempfile.TemporaryDirectory() as directory:
-                written = Path(directory) / "checkpoint"
-                write(written)
-                self._upload(written, self.path(name))
+        with storage_errors(self.path(name)):
+            if is_local(self._files):
+                write(Path(self.path(name)))
+            else:
+                with tempfile.TemporaryDirectory() as directory:
+                    written = Path(directory) / "checkpoint"
+                    write(written)
+                    self._upload(written, self.path(name))
         self.damaged.discard(name)
 
     def prune(self) -> None:
-        """Delete all but the newest checkpoints, and the damaged ones; raises OSError."""
+        """Delete all but the newest checkpoints, and the damaged ones; raises StorageError."""
         good = [name for name in self.names() if name not in self.damaged]
         for name in [*good[self._keep :], *self.damaged]:
-            self._files.delete_dir(self.path(name))
+            with storage_errors(self.path(name)):
+                self._files.delete_dir(self.path(name))
         self.damaged.clear()
 
     def _upload(self, directory: Path, path: str) -> None:
@@ -159,7 +163,8 @@ class CheckpointStore:
     def _listing(self) -> list[str]:
         # A missing folder is an error: it must not be mistaken for a fresh run.
         selector = pyarrow.fs.FileSelector(self._path)
-        return [info.base_name for info in self._files.get_file_info(selector)]
+        with storage_errors(self._path):
+            return [info.base_name for info in self._files.get_file_info(selector)]
 
     def _age(self, name: str) -> tuple[bool, int]:
         """Sorts the newest first; the last one is the newest."""

@@ -284,3 +284,19 @@ def test_what_cannot_be_written_leaves_no_trace(tmp_path, file):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.json", "metrics.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[" * 100_000, None])
+def test_a_file_that_is_no_json(name, content, tmp_path):
+    directory = tmp_path / "c"
+    save(directory)
+    (directory / name).unlink()
+    if content is None:
+        (directory / name).mkdir()
+    else:
+        (directory / name).write_bytes(content)
+    read = checkpoint.load_model if name == "model.json" else checkpoint.read_metrics
+    with pytest.raises(CheckpointError, match=name) as refused:
+        read(directory)
+    assert "\n" not in str(refused.value)

@@ -178,6 +178,17 @@ def test_png_refuses_two_channels(tmp_path):
         write_split(tmp_path / "train.parquet", *make(shape=(2, 4, 4)))
 
 
+@pytest.mark.parametrize("place", ["file", "file/deeper", "x" * 300])
+def test_a_place_that_cannot_be_written_or_read(tmp_path, place):
+    (tmp_path / "file").touch()
+    path = split_path(tmp_path / place, "train")
+    with pytest.raises(DataError, match=r"train\.parquet: cannot be written: "):
+        write_split(path, *make())
+    for read in (read_split, read_info, fingerprint):
+        with pytest.raises(DataError, match=r"train\.parquet"):
+            read(path)
+
+
 @pytest.mark.parametrize("read", [read_split, read_info, fingerprint])
 def test_missing_file(tmp_path, read):
     with pytest.raises(DataError, match="no such file; there is no Parquet file in"):

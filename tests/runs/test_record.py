@@ -78,9 +78,13 @@ def test_differences(config: PretrainConfig) -> None:
     ]
 
 
-def test_a_record_that_is_no_json(config: PretrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe", b"[1]", b'"text"', b"3", b'{"a": 1}', b'{"config": [1]}', b"[" * 100_000],
+)
+def test_a_record_that_is_none(content: bytes, config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "n").mkdir()
-    (tmp_path / "n" / "run.json").write_text("{")
+    (tmp_path / "n" / "run.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"^storage: .*: cannot be read: "):
         RunRecord(config)
 

@@ -13,7 +13,7 @@ import pytest
 from precalib_ray.config import load
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.config.jobs.search import SearchConfig
-from precalib_ray.errors import ConfigError
+from precalib_ray.errors import ConfigError, StorageError
 from precalib_ray.search.report import TrialReport
 from precalib_ray.search.sampler import MEMORY
 from precalib_ray.search.trial import Trial
@@ -241,6 +241,14 @@ def test_grid_is_tried_in_whole(tmp_path: Path) -> None:
     drive(log)
     points = {json.dumps(t.point, sort_keys=True) for t in log.trials}
     assert len(points) == 808
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"key": "00000"}', "3"])
+def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
+    folder = Folder.at(str(tmp_path)) / "search"
+    (folder / "trials").write("00000.json", content)
+    with pytest.raises(StorageError, match=r"/trials/00000\.json: "):
+        TrialLog(config(tmp_path), folder)
 
 
 def test_failures_are_recorded_with_their_reasons(tmp_path: Path) -> None:
