@@ -3,7 +3,8 @@
 The owner keeps ``lease.json`` in the run's folder and rewrites it every ``BEAT_S`` seconds. A lease
 that was not rewritten for ``EXPIRY_S`` may be taken, and at once if its owner ran on this machine
 and has exited. Ages are differences of two times that the file system itself has set, so the clocks
-of machines may differ.
+of machines may differ. If its clock jumps back, a lease expires that was not rewritten while
+another submission has waited for ``EXPIRY_S``.
 
 Guarantees: on a local disk, and on NFS with locks, there is one owner, unless it is suspended for
 longer than ``EXPIRY_S`` and then resumes: within ``BEAT_S`` it notices and is interrupted, and it
@@ -16,6 +17,7 @@ then no version is registered twice, because both write the same MLflow run.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -58,6 +60,9 @@ class Lease:
         }
         self._lock = filelock.FileLock(str(folder.local / ".lease.lock")) if folder.local else None
         self._failures = 0
+        self._seen: datetime.datetime | None = None
+        """The last beat of another owner, and when it was seen first."""
+        self._seen_at = 0.0
         self._ended = threading.Event()
         self._in_main = threading.current_thread() is threading.main_thread()
         self.lost = False
@@ -163,7 +168,10 @@ class Lease:
         now, beaten = self._folder.modified(self._probe), self._folder.modified(_FILE)
         if now is None or beaten is None:
             return beaten is None
-        return (now - beaten).total_seconds() > EXPIRY_S
+        if beaten != self._seen:
+            self._seen, self._seen_at = beaten, time.monotonic()
+        unchanged = time.monotonic() - self._seen_at  # if the clock has jumped back since the beat
+        return max((now - beaten).total_seconds(), unchanged) > EXPIRY_S
 
     def _read(self) -> dict[str, Any] | None:
         text = self._folder.read(_FILE)

@@ -125,6 +125,18 @@ def test_an_owner_on_another_machine_is_replaced_when_it_expires(uri: str) -> No
         assert time.monotonic() - started < 2  # it had been dead for longer than that
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_clock_that_jumps_back_by_an_hour(tmp_path: Path) -> None:
+    folder = Folder.at(str(tmp_path))
+    elsewhere = {"token": "t", "machine": "elsewhere", "pid": 1, "started": 0.0, "shown": "p"}
+    folder.write("lease.json", json.dumps(elsewhere))
+    os.utime(tmp_path / "lease.json", (time.time() + 3600,) * 2)
+    started = time.monotonic()
+    with Lease(folder, name="run", notify=lambda text: None):
+        waited = time.monotonic() - started
+    assert lease.EXPIRY_S < waited < lease.EXPIRY_S + 4
+
+
 def be_replaced(mine: Lease, folder: Folder) -> None:
     with mine:
         folder.write("lease.json", json.dumps({"token": "other"}))
