@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import shutil
 import signal
@@ -18,10 +20,13 @@ from precalib_ray.config import help as help_text
 from precalib_ray.config import jobs, load
 from precalib_ray.config.sections import JobConfig
 from precalib_ray.core.importing import load_function
-from precalib_ray.errors import InterruptedRunError, PrecalibError
+from precalib_ray.errors import InterruptedRunError, PrecalibError, StorageError, one_line
 from precalib_ray.registry.secrets import guard_logs, redact
+from precalib_ray.runs.console import activity, stage
 
 _USAGE_ERROR = 2
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""What a file system refuses, whoever writes: our code, or a library in its temporary folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_script(file: str) -> None:
     """``python jobs/JOB.py ...``, for the script of a job."""
     script = Path(file)
+    # Python puts the script's folder first, where "train" is a job and not the user's module.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != script.resolve().parent]
     run(script.stem, sys.argv[1:], program=f"python jobs/{script.name}", name=script.name)
 
 
@@ -61,13 +68,18 @@ def run(job: str, arguments: Sequence[str], *, program: str, name: str) -> None:
         file, overrides = None, [file, *overrides]
     sys.path.insert(0, os.getcwd())  # where the user's own functions are
     guard_logs()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot encode ends no job
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: with a checkpoint
     try:
         config = load.load(config_class, file, overrides)
         if given.print_config:
             print(load.to_yaml(config), end="")
             return
-        result = load_function(f"precalib_ray.jobs.{job}:{job}")(config)
+        with activity(lambda: f"{job}: still running"):
+            with stage("importing libraries"):
+                function = load_function(f"precalib_ray.jobs.{job}:{job}")
+            result = function(config)
         result_line.emit(job, result)
     except PrecalibError as error:
         if error.model_uri is not None:
@@ -75,6 +87,12 @@ def run(job: str, arguments: Sequence[str], *, program: str, name: str) -> None:
         for line in redact(str(error)).splitlines():
             print(f"{name}: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
+        print(f"{name}: {redact(one_line(error))}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
     except Exception:  # a defect of ours
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -9,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from precalib_ray.config import help as help_text
 from precalib_ray.config import jobs
 from precalib_ray.errors import GateError
 from precalib_ray.jobs import convert as convert_job
+from precalib_ray.runs import console
 
 REPOSITORY = Path(__file__).parents[1]
 MLP = str(REPOSITORY / "configs" / "pretrain_mlp.yaml")
@@ -79,6 +83,26 @@ def test_programs_by_which_it_is_called(
     with pytest.raises(SystemExit):
         cli.run_script("jobs/sync.py")
     assert capsys.readouterr().out.startswith("usage: python jobs/sync.py ")
+
+
+def test_a_module_of_the_user_that_is_named_like_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "def noise(shape, generator, device):\n"
+        "    return torch.full(shape, torch.nan)\n"
+    )
+    script = REPOSITORY / "jobs" / "pretrain.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(script.parent)  # as ``python jobs/pretrain.py`` does
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    override = "noise={kind: function, name: 'train:noise'}"
+    monkeypatch.setattr(sys, "argv", [str(script), MLP, override])
+    with pytest.raises(SystemExit):
+        cli.run_script(str(script))
+    monkeypatch.delitem(sys.modules, "train")
+    assert "it gives values that are NaN or infinite" in capsys.readouterr().err
 
 
 def test_every_job_has_a_script_and_a_function() -> None:
@@ -187,6 +211,40 @@ def test_what_a_job_may_raise(
     assert shown in said
     assert "secret" not in said
     assert ("Traceback" in said) == (code == 1)  # a defect of ours
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_no_defect(
+    number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object) -> None:
+        raise OSError(number, os.strerror(number), "/tmp/drawn.png")
+
+    monkeypatch.setattr(convert_job, "convert", fail)
+    assert ended(*CONVERT, "output=d") == 3
+    said = capsys.readouterr().err
+    assert said == f"convert: [Errno {number}] {os.strerror(number)}: '/tmp/drawn.png'\n"
+
+
+def test_a_job_says_something_at_once_and_all_along(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(console, "_TICK_S", 0.02)
+    monkeypatch.setattr(convert_job, "convert", lambda config: time.sleep(0.3))
+    assert cli.main([*CONVERT, "output=d"]) is None
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == ("importing libraries ...", "convert: still running")
+
+
+def test_a_name_that_standard_output_cannot_encode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    cli.main([*CONVERT, f"output={tmp_path}/é"])
+    sys.stdout.flush()
+    assert f"{tmp_path}/\\xe9/test.parquet: ".encode() in written.getvalue()
 
 
 def result_lines(out: str) -> list[str]:

@@ -22,7 +22,7 @@ from precalib_ray.core.recipe import Recipe
 from precalib_ray.core.spec import required
 from precalib_ray.core.stream import NoiseStream
 from precalib_ray.jobs.pretrain import pretrain
-from precalib_ray.runs.console import console, table
+from precalib_ray.runs.console import console, stage, table
 
 _SHAPES = ((256, (3, 32, 32)), (128, (1, 28, 28)), (64, (3, 224, 224)))
 _DRAWS = 30
@@ -78,7 +78,7 @@ def ray_cost(config: BenchmarkConfig) -> dict[str, float]:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 plain.append(pool.submit(_plain, job, config.cpus).result())
-            with session.connect():
+            with session.connect(stage):
                 progress = pretrain(job).outcome.progress
             on_ray.append(progress.step / progress.seconds)
     ratio = max(on_ray) / max(plain)

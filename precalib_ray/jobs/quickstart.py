@@ -30,7 +30,7 @@ from precalib_ray.jobs.train import train
 from precalib_ray.registry import publishing
 from precalib_ray.report.figures import style
 from precalib_ray.report.figures.training import comparison
-from precalib_ray.runs.console import console, table
+from precalib_ray.runs.console import console, stage, table
 
 _SHOWN = {name: METRICS[name].label for name in ("accuracy", "ece", "nll")} | {
     OOD_METRIC: "AUROC, OOD images"
@@ -51,7 +51,7 @@ def quickstart(config: QuickstartConfig) -> Pretrained:
     data = output / "data"
     if not parquet.split_path(data, "train").exists():
         converters.convert_digits(data)
-    with session.connect():
+    with session.connect(stage):
         console.rule("1 of 3: noise pretraining", align="left")
         pretrained = pretrain(pretrain_config(config, data, store))
         name = publishing.default_name(config.model)

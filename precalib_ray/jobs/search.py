@@ -118,7 +118,7 @@ class Search(lifecycle.Job[SearchConfig, Searched]):
         candidates = result.log.best(confirmation.NUM_CANDIDATES)
         if not (config.register_best and candidates):
             return result
-        with session.connect():
+        with session.connect(stage):
             found = confirmation.confirm(config, candidates, run=_run_seed, notify=_warn)
             console.print(found.summary())
             if config.tracking.offline:

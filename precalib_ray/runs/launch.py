@@ -10,7 +10,7 @@ from precalib_ray.cluster import session, trainer
 from precalib_ray.cluster.channel import Report
 from precalib_ray.config.sections import Distributed
 from precalib_ray.registry import tracking
-from precalib_ray.runs.console import Display, console
+from precalib_ray.runs.console import Display, console, stage
 from precalib_ray.runs.record import RunRecord
 
 
@@ -51,7 +51,7 @@ def run_workers(
         DivergedError: as ``trainer.fit``.
         ClusterError: as ``trainer.fit``, or Ray cannot be reached.
     """
-    with session.connect() as local, Display(title, num_steps) as display:
+    with session.connect(stage) as local, Display(title, num_steps) as display:
         text = ""
 
         def on_report(report: Report) -> None:

@@ -12,7 +12,7 @@ from precalib_ray.core.dataset import Split
 from precalib_ray.core.models import Model
 from precalib_ray.errors import ClusterError, ConfigError, Problem
 from precalib_ray.runs import preflight
-from precalib_ray.runs.console import Display, console
+from precalib_ray.runs.console import Display, console, stage
 from precalib_ray.runs.record import RunRecord
 from precalib_ray.search import summary
 from precalib_ray.search.trials import TrialLog
@@ -57,7 +57,7 @@ def run(config: SearchConfig, log: TrialLog, shared: Mapping[str, Any], record: 
     given = config.trials
     attempt = record.content.get("attempt", 0) + 1
     record.update(attempt=attempt)
-    with session.connect() as local, Display("search", log.num_total) as display:
+    with session.connect(stage) as local, Display("search", log.num_total) as display:
         request = placement.Request(given.num_workers, given.cpus, given.gpus)
         placement.require(request, local=local, notify=console.print)
         ended = threading.Event()
