@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,13 +72,10 @@ class Engine:
         model: nn.Module,
         settings: Optimization,
         *,
-        num_classes: int,
         num_steps: int | None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """``num_steps`` is where the learning-rate schedule ends."""
-        from precalib_ray.core.head import select_trainable
-
+        """``num_steps`` is where the learning-rate schedule ends; frozen parameters stay frozen."""
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world_size = world()
         compute = settings.compute
@@ -86,7 +84,6 @@ class Engine:
         model = model.to(self.device)
         if compute.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        select_trainable(model, num_classes, settings.trainable)
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = settings.optimizer.build(self.parameters)
@@ -108,6 +105,24 @@ class Engine:
         """One step on this rank's part of a global batch of ``batch_size`` samples.
 
         Returns:
+            As ``differentiate``.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        loss = self.differentiate(step, inputs, targets, batch_size=batch_size)
+        clip_norm = self.settings.compute.clip_norm
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def differentiate(
+        self, step: int, inputs: Tensor, targets: Tensor, *, batch_size: int
+    ) -> Tensor:
+        """Compute the gradients of a step.
+
+        Returns:
             This rank's part of the batch's mean loss, (), on the device: the parts sum to the mean.
         """
         compute = self.settings.compute
@@ -116,23 +131,18 @@ class Engine:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
         inputs = inputs.to(self.device, non_blocking=True)
         if compute.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         bf16 = compute.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+        with autocast:
             logits = self._forward(inputs)
         targets = targets.to(self.device, non_blocking=True)
         loss = self.settings.loss.sum(logits.float(), targets) / batch_size
         self.work.stop()
         # Gradients are averaged over ranks, whose parts may differ in size: scale to a sum.
         (loss * self.world_size if self.world_size > 1 else loss).backward()  # type: ignore[no-untyped-call]
-        if compute.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, compute.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
 

@@ -251,7 +251,14 @@ def predict(model: nn.Module, inputs: Tensor, *, mode: str = "running") -> Tenso
         return torch.cat([model(chunk.to(device, non_blocking=True)).float() for chunk in chunks])
 
 
-def _modes(model: nn.Module) -> tuple[str, ...]:
+def chunk_sizes(num_inputs: int) -> set[int]:
+    """Sizes of the chunks in which ``predict`` runs so many inputs."""
+    chunks = -(-num_inputs // CHUNK)
+    return {num_inputs // chunks, -(-num_inputs // chunks)}
+
+
+def modes(model: nn.Module) -> tuple[str, ...]:
+    """The BatchNorm modes that a model is measured in: one without BatchNorm."""
     return ("running", "batch") if batch_norms(model) else ("running",)
 
 
@@ -272,7 +279,7 @@ class Panel:
 
     def num_forwards(self, model: nn.Module, *, limit: int | None = None) -> int:
         """Samples in the forward passes of ``measure``."""
-        return len(_modes(model)) * sum(len(inputs) for _, inputs in self.visible(limit))
+        return len(modes(model)) * sum(len(inputs) for _, inputs in self.visible(limit))
 
     def measure(self, model: nn.Module, *, limit: int | None = None) -> PanelResult:
         """Measure every probe in every BatchNorm mode; models without BatchNorm have one.
@@ -284,7 +291,7 @@ class Panel:
         """
         measurements = []
         for name, inputs in self.visible(limit):
-            for mode in _modes(model):
+            for mode in modes(model):
                 probabilities = predict(model, inputs, mode=mode).double().softmax(-1)
                 num_classes = probabilities.shape[1]
                 answers = probabilities.argmax(-1).bincount(minlength=num_classes)

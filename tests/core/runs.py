@@ -11,6 +11,7 @@ import torch.distributed as dist
 from precalib_ray.config.jobs.pretrain import PretrainConfig
 from precalib_ray.config.load import validate
 from precalib_ray.core.engine import Compute, Engine, Optimization
+from precalib_ray.core.head import select_trainable
 from precalib_ray.core.loop import Host
 from precalib_ray.core.losses import Loss
 from precalib_ray.core.models.mlp import MLP
@@ -27,7 +28,9 @@ def make_engine(
 ):  # fmt: skip
     """An engine of a tiny perceptron on 6 numbers, or of another model of K classes."""
     if model is None:
-        model = MLP(num_classes=K, input_shape=(6,), depth=2, width=16).build(seed=0)
+        architecture = MLP(num_classes=K, input_shape=(6,), depth=2, width=16)
+        model = architecture.build(seed=0)
+        select_trainable(model, architecture, trainable)
     settings = Optimization(
         optimizer=from_plain(Optimizer, optimizer or {"kind": "sgd", "lr": 0.1}),
         loss=from_plain(Loss, loss or {"kind": "cross_entropy"}),
@@ -35,7 +38,7 @@ def make_engine(
         trainable=trainable,
         compute=Compute(**compute),
     )
-    return Engine(model, settings, num_classes=K, num_steps=num_steps)
+    return Engine(model, settings, num_steps=num_steps)
 
 
 def batches(step, size=8, shape=(6,)):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ def mlp(**more):
     return {"kind": "mlp", "num_classes": 5, "input_shape": (3, 4, 4), "depth": 2} | more
 
 
-def function(name, **more):
-    name = f"tests.core.user_functions:{name}"
+def function(name, module="user_functions", **more):
+    name = f"tests.core.{module}:{name}"
     return {"kind": "function", "name": name, "num_classes": 5, "input_shape": (12,)} | more
 
 
@@ -64,9 +65,10 @@ def test_the_head_is_the_layer_that_makes_the_output(name):
     with torch.no_grad():
         output = model(torch.empty(2, 3, size, size, device="meta"))
     assert output.shape == (2, 7)
-    layer_name, head = find_head(model, 7)
-    assert ran[-1][0] is head is model.get_submodule(layer_name)
-    assert ran[-1][1][:2] == (2, 7)
+    last = ran[-1]
+    ((layer_name, head),) = find_head(model, from_plain(Model, torchvision(name))).items()
+    assert last[0] is head is model.get_submodule(layer_name)
+    assert last[1][:2] == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -102,14 +104,15 @@ def test_mlp(shape, batch_norm):
     assert widths == [(math.prod(shape), 16), (16, 16), (16, 16), (16, 5)]
     assert sum(isinstance(m, nn.BatchNorm1d) for m in model.modules()) == 3 * batch_norm
     assert sum(isinstance(m, nn.ReLU) for m in model.modules()) == 3
-    assert find_head(model, 5) == ("head", linear[-1])
+    assert find_head(model, from_plain(Model, spec)) == {"head": linear[-1]}
 
 
 def test_head_is_found_where_hidden_layers_are_as_wide():
-    model = build(mlp(width=5))
-    assert find_head(model, 5) == ("head", model.head)
+    settings = from_plain(Model, mlp(width=5))
+    model = settings.build()
+    assert find_head(model, settings) == {"head": model.head}
     with pytest.raises(ValueError, match="no linear or convolution layer of the model has 6"):
-        find_head(model, 6)
+        find_head(model, replace(settings, num_classes=6))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "resnext50_32x4d"])
@@ -140,9 +143,8 @@ def test_he_initialization(spec):
             assert module.bias is None or (module.bias == 0).all()
             tested += 1
     assert tested == (3 if spec["kind"] == "mlp" else 21)
-    default = build(spec, seed=0)
-    assert not torch.equal(find_head(default, spec["num_classes"])[1].weight,
-                           find_head(model, spec["num_classes"])[1].weight)  # fmt: skip
+    default, head = build(spec, seed=0), "head" if spec["kind"] == "mlp" else "fc"
+    assert not torch.equal(default.get_submodule(head).weight, model.get_submodule(head).weight)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +168,11 @@ def test_zero_head_is_at_chance_exactly():
     for spec in (mlp(num_classes=10), torchvision("squeezenet1_1", (3, 64, 64), 10)):
         model = build(spec, seed=0).eval()
         body = {k: v.clone() for k, v in model.state_dict().items()}
-        scale_head(model, 10, 0.0)
+        scale_head(head := find_head(model, from_plain(Model, spec)), 0.0)
         inputs = torch.randn(4, *spec["input_shape"]) * 30
         with torch.no_grad():
             assert (confidence(model(inputs)) == 0.1).all()
-        name, _ = find_head(model, 10)
+        (name,) = head
         for key, value in model.state_dict().items():
             assert torch.equal(
                 value, torch.zeros_like(value) if key.startswith(name) else body[key]
@@ -180,7 +182,7 @@ def test_zero_head_is_at_chance_exactly():
 def test_head_is_scaled():
     model = build(mlp(), seed=0)
     weight, bias = model.head.weight.clone(), model.head.bias.clone()
-    scale_head(model, 5, 0.25)
+    scale_head({"head": model.head}, 0.25)
     assert torch.equal(model.head.weight, weight * 0.25)
     assert torch.equal(model.head.bias, bias * 0.25)
     assert model.head.weight.requires_grad
@@ -192,8 +194,9 @@ def trainable(model):
 
 def test_select_trainable():
     def select(which):
-        model = build(mlp(), device="meta")
-        select_trainable(model, 5, which)
+        settings = from_plain(Model, mlp())
+        model = settings.build(device="meta")
+        select_trainable(model, settings, which)
         return trainable(model)
 
     everything = select("all")
@@ -243,6 +246,8 @@ def test_meta_is_for_constructors_that_compute_too():
     """As the constructors of torchvision's RegNets do."""
     check(function("computing"))
     model = build(function("computing"), device="meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    model = build(function("Computes", module="user_models"), device="meta")
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert build(mlp()).head.weight.device.type == "cpu"  # nothing is left behind
 

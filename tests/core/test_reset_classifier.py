@@ -10,6 +10,7 @@ import torch
 
 import precalib_ray
 from precalib_ray.core import checkpoint
+from precalib_ray.core.models.function import Function
 from precalib_ray.core.models.mlp import MLP
 from precalib_ray.core.noise import Noise
 from precalib_ray.core.phases.reset_classifier import reset_classifier, target_deviation
@@ -56,6 +57,23 @@ def test_features_of_any_size_are_brought_to_chance(scale: float) -> None:
     reset = reset_classifier(model, SETTINGS, 4)
     assert reset.after.deviation <= target_deviation(4)
     assert reset.after.deviation <= reset.fresh.deviation
+
+
+def test_every_last_layer_is_replaced() -> None:
+    name, width = "tests.core.user_models:Distilled", {"width": 6}
+    settings = Function(name=name, num_classes=5, input_shape=(12,), args=width)
+    model = settings.build(seed=1)
+    reset = reset_classifier(model, settings, 3)
+    before, after = model.state_dict(), reset.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{head}.{p}" for head in ("head", "head_dist") for p in ("weight", "bias")}
+    assert reset.after.deviation <= target_deviation(3)
+
+
+def test_a_network_without_a_last_layer_is_refused() -> None:
+    settings = Function(name="tests.core.user_models:LogSoftmax", num_classes=5, input_shape=(12,))
+    with pytest.raises(CheckpointError, match=r"of 3 classes: head .* the logits are not 0"):
+        reset_classifier(settings.build(seed=1), settings, 3)
 
 
 def test_a_network_that_cannot_be_brought_to_chance_is_refused() -> None:

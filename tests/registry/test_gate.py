@@ -31,9 +31,10 @@ def panel_of(settings: Model) -> Panel:
 def version(store: str, name: str, folder: Path, *, head: float, **tags: str) -> str:
     """Register a network whose last layer is scaled: 0 is at chance."""
     model = SETTINGS.build(seed=0)
-    scale_head(model, SETTINGS.num_classes, head)
+    layers = find_head(model, SETTINGS)
+    scale_head(layers, head)
     with torch.no_grad():
-        find_head(model, SETTINGS.num_classes)[1].bias.zero_()  # type: ignore[union-attr]
+        layers["head"].bias.zero_()  # type: ignore[union-attr, operator]
     directory = checkpoint.save(
         folder / f"{head}", model=model, settings=SETTINGS, metrics={"head": head}
     )

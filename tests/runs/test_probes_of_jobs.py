@@ -15,7 +15,7 @@ from precalib_ray.config import load
 from precalib_ray.config.jobs.promote import PromoteConfig
 from precalib_ray.config.jobs.register import RegisterConfig
 from precalib_ray.core import checkpoint
-from precalib_ray.core.head import scale_head
+from precalib_ray.core.head import find_head, scale_head
 from precalib_ray.core.models import Model
 from precalib_ray.core.probes import Panel, PanelResult
 from precalib_ray.core.spec import from_plain
@@ -86,7 +86,7 @@ def test_number_of_images(
     settings: Model = from_plain(Model, spec)  # type: ignore[type-abstract]
     modes = 1 if settings.kind == "mlp" else 2  # of BatchNorm
     model = settings.build(seed=0)
-    scale_head(model, 10, 0.0)  # at chance: the gate lets it
+    scale_head(find_head(model, settings), 0.0)  # at chance: the gate lets it
     checkpoint.save(tmp_path / "checkpoint", model=model, settings=settings, metrics={})
     probes = {
         "size": SIZE,

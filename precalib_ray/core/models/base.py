@@ -85,14 +85,21 @@ class Model(Family):
         Raises:
             ValueError: the library has no such model, or a user's function returns no module.
         """
-        values = _without_values() if device == "meta" else contextlib.nullcontext()
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), values:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
-            model = self.construct()
+            model = self._construct_without_values() if device == "meta" else self.construct()
             if self.init == "he" and device != "meta":
                 initialize_he(model)
         return model.to(device)
+
+    def _construct_without_values(self) -> nn.Module:
+        """As ``construct``, if possible without the cost of values."""
+        try:
+            with _without_values():
+                return self.construct()
+        except RuntimeError:  # some constructors compute with parameters
+            return self.construct()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from precalib_ray.core.lazy import torch
 from precalib_ray.core.models.base import Model
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _USUAL_SIZES = (32, 64, 224, 299)
 
@@ -17,8 +17,8 @@ class ShapeError(ValueError):
     """The model refuses its input shape."""
 
 
-def check_input(settings: Model) -> None:
-    """Run a forward pass on the device ``meta`` with inputs of the declared shape.
+def check_input(settings: Model, *, device: str = "meta") -> None:
+    """Run a forward pass with inputs of the declared shape, as a rule on the device ``meta``.
 
     Raises:
         ShapeError: the model refuses the shape; the message names one that it accepts, if one
@@ -26,27 +26,42 @@ def check_input(settings: Model) -> None:
         ValueError: the model cannot be built.
     """
     shape = settings.input_shape
-    model = settings.build(device="meta").eval()
-    failure = _try_shape(model, shape, settings.num_classes)
+    model = settings.build(seed=0, device=device).eval()
+    failure = _try_shape(model, shape, settings.num_classes, device)
     if failure is None:
         return
     first = next((m for m in model.modules() if isinstance(m, torch.nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
     for size in _USUAL_SIZES:
         taken = (channels, size, size)
-        if _try_shape(model, taken, settings.num_classes) is None:
+        if _try_shape(model, taken, settings.num_classes, device) is None:
             raise ShapeError(f"the model refuses inputs of shape {shape}; it takes {taken}")
     raise ShapeError(f"the model refuses inputs of shape {shape}: {failure}")
 
 
-def _try_shape(model: nn.Module, shape: tuple[int, ...], num_classes: int) -> str | None:
+def _try_shape(
+    model: nn.Module, shape: tuple[int, ...], num_classes: int, device: str
+) -> str | None:
     """The reason why inputs of this shape are refused; None if they are accepted."""
     try:
         with torch.no_grad():
-            outputs = model(torch.empty(2, *shape, device="meta"))
+            require_logits(model(torch.zeros(2, *shape, device=device)), (2, num_classes))
     except Exception as error:  # a model may raise anything
-        return str(error).partition("\n")[0] or type(error).__name__
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, num_classes):
-        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        return f"its output is {got}, not (batch, {num_classes})"
+        return explain(error)
     return None
+
+
+def require_logits(output: object, shape: tuple[int, int]) -> Tensor:
+    """The output of a model, if it is logits (B, K) of this shape; otherwise raises ValueError."""
+    if isinstance(output, torch.Tensor) and output.shape == shape:
+        return output
+    got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise ValueError(f"its output is {got}, not (batch, {shape[1]})")
+
+
+def explain(error: Exception) -> str:
+    """Why a user's or a library's code failed, in one line."""
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

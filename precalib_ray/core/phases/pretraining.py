@@ -13,7 +13,7 @@ from torch import Tensor
 from precalib_ray.core import checkpoint
 from precalib_ray.core.engine import Engine, world
 from precalib_ray.core.hardware import Hardware
-from precalib_ray.core.head import scale_head
+from precalib_ray.core.head import find_head, scale_head, select_trainable
 from precalib_ray.core.loop import Host, Phase, restore, run, training_state
 from precalib_ray.core.noise import Statistics
 from precalib_ray.core.probes import PanelResult
@@ -109,10 +109,10 @@ class Pretraining(Phase[Probing]):
         )
         model = settings.build(seed=mix(recipe.seed, INITIALIZATION), device=device)
         self.before = before or self.panel.measure(model)
-        scale_head(model, num_classes, recipe.head_scale)
-        self.engine = Engine(
-            model, recipe, num_classes=num_classes, num_steps=recipe.num_steps, device=device
-        )
+        if recipe.head_scale != 1:
+            scale_head(find_head(model, settings), recipe.head_scale)
+        select_trainable(model, settings, recipe.trainable)
+        self.engine = Engine(model, recipe, num_steps=recipe.num_steps, device=device)
         self.progress: Progress[Probing] = Progress()
         self._cost = self.panel.num_forwards(model, limit=recipe.probes.stop_size)
 

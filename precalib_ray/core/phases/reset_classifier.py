@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from precalib_ray.core.engine import Engine, Optimization
-from precalib_ray.core.head import find_head, scale_head
+from precalib_ray.core.head import find_head, scale_head, select_trainable
 from precalib_ray.core.labels import Uniform
 from precalib_ray.core.loop import Phase, run
 from precalib_ray.core.models import Model
@@ -47,7 +47,7 @@ _NOISES = (Gaussian(), Pink(alpha=2.0), Patches())
 
 @dataclass(frozen=True)
 class ResetClassifier:
-    """A network with a new last layer."""
+    """A network with new last layers."""
 
     model: nn.Module
     settings: Model
@@ -80,10 +80,11 @@ def reset_classifier(
     new_settings = replace(settings, num_classes=num_classes)
     reset = new_settings.build(seed=mix(seed, INITIALIZATION))
     try:
-        head, layer = find_head(reset, num_classes)
-        trunk = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head}.")}
+        head = find_head(reset, new_settings)
+        of_head = tuple(f"{name}." for name in head)
+        trunk = {k: v for k, v in model.state_dict().items() if not k.startswith(of_head)}
         missing, unexpected = reset.load_state_dict(trunk, strict=False)
-        others = [*unexpected, *(key for key in missing if not key.startswith(f"{head}."))]
+        others = [*unexpected, *(key for key in missing if not key.startswith(of_head))]
         if others:
             raise ValueError(f"{', '.join(others[:3])} depend on the number of classes too")
     except (ValueError, RuntimeError) as error:
@@ -101,7 +102,7 @@ def reset_classifier(
     for _ in range(_HALVINGS):
         if at_start.deviation <= target:
             break
-        scale_head(reset, num_classes, 0.5)
+        scale_head(head, 0.5)
         at_start = panel.measure(reset)
     if not at_start.deviation <= target:  # also catches NaN
         found = f"{at_start.deviation:.4f} above chance on {at_start.worst.probe} noise"
@@ -109,13 +110,14 @@ def reset_classifier(
             f"no new last layer of {num_classes} classes: at any scale, confidence is {found}, "
             f"more than {target:g}; run noise pretraining for this number of classes"
         )
-    halved = copy.deepcopy(layer.state_dict())
-    phase = _HeadPretraining(reset, new_settings, layer, trunk, panel, target=target, seed=seed)
+    halved = copy.deepcopy({name: layer.state_dict() for name, layer in head.items()})
+    phase = _HeadPretraining(reset, new_settings, head, trunk, panel, target=target, seed=seed)
     with torch.random.fork_rng(devices=[]):  # steps seed the global generators
         run(phase)
     result = phase.measure()
     if not result.deviation <= at_start.deviation:  # the recipe made this trunk worse
-        layer.load_state_dict(halved)
+        for name, layer in head.items():
+            layer.load_state_dict(halved[name])
         result = at_start
     reset.requires_grad_(True)
     return ResetClassifier(reset.train(), new_settings, fresh, result)
@@ -130,7 +132,7 @@ class _HeadPretraining(Phase[Probing]):
         self,
         model: nn.Module,
         settings: Model,
-        layer: nn.Linear | nn.Conv2d,
+        head: Mapping[str, nn.Module],
         trunk: Mapping[str, Tensor],
         panel: Panel,
         *,
@@ -138,18 +140,18 @@ class _HeadPretraining(Phase[Probing]):
         seed: int,
     ) -> None:
         self._model, self._trunk, self._panel = model, trunk, panel
-        weights = layer.weight.detach().flatten(start_dim=1)  # (K, features), of any linear layer
+        weights = [layer.get_parameter("weight").detach().flatten(1) for layer in head.values()]
+        # Each is (K, features), of any linear or convolution layer.
+        rate = STEP * min(each.std().item() / len(each[0]) ** 0.5 for each in weights)
+        select_trainable(model, settings, "head")
         optimization = Optimization(
             seed=seed,
             batch_size=BATCH_SIZE,
-            trainable="head",
-            optimizer=Adam(lr=STEP * weights.std().item() / len(weights[0]) ** 0.5),
+            optimizer=Adam(lr=rate),
             schedule=Schedule(kind="linear"),
         )
         self.duration = Duration(steps=MAX_STEPS, seconds=MAX_SECONDS, until_deviation=target / 2)
-        self.engine = Engine(
-            model, optimization, num_classes=settings.num_classes, num_steps=MAX_STEPS
-        )
+        self.engine = Engine(model, optimization, num_steps=MAX_STEPS)
         self.progress: Progress[Probing] = Progress()
         self._stream = NoiseStream(
             Mixture(parts=[Part(noise=noise) for noise in _NOISES]),

@@ -16,10 +16,10 @@ from precalib_ray.core import checkpoint
 from precalib_ray.core.data_training import DataTrainingSettings
 from precalib_ray.core.dataset import DatasetInfo, Split
 from precalib_ray.core.engine import Engine
-from precalib_ray.core.head import scale_head
+from precalib_ray.core.head import find_head, scale_head, select_trainable
 from precalib_ray.core.loop import Host, Phase, restore, run, training_state
 from precalib_ray.core.models import Model
-from precalib_ray.core.probes import predict
+from precalib_ray.core.probes import chunk_sizes, predict
 from precalib_ray.core.progress import Progress
 from precalib_ray.core.seeding import AUGMENTATION, INITIALIZATION, ORDER, mix
 from precalib_ray.core.spec import from_plain, plain
@@ -158,6 +158,14 @@ class Outcome:
         )
 
 
+def evaluation_sizes(num_images: int, world_size: int) -> set[int]:
+    """Sizes of the batches in which ``Training.logits`` runs so many images, over all ranks."""
+    parts = {num_images // world_size, -(-num_images // world_size)}
+    chunks = {min(part, _EVALUATION_CHUNK) for part in parts}
+    chunks |= {part % _EVALUATION_CHUNK for part in parts}
+    return {size for chunk in chunks - {0} for size in chunk_sizes(chunk)}
+
+
 class Training(Phase[Epoch]):
     """One rank's training on a data set that fits in memory.
 
@@ -186,21 +194,19 @@ class Training(Phase[Epoch]):
         self._settings, self._model, self._splits = settings, start.model, splits
         self._ood_images = ood_images
         self._info: DatasetInfo = splits["train"].info
-        num_classes = start.model.num_classes
         model = start.model.build(seed=mix(settings.seed, INITIALIZATION))
         if start.weights is not None:
             model.load_state_dict(start.weights)
         if start.zero_head:
-            scale_head(model, num_classes, 0.0)
+            scale_head(find_head(model, start.model), 0.0)
+        select_trainable(model, start.model, settings.trainable)
         num_samples = len(splits["train"].labels)
         self.batch_size = min(settings.batch_size, num_samples)
         self.steps_per_epoch = num_samples // self.batch_size
         num_steps = settings.epochs * self.steps_per_epoch
         self.duration = Duration(steps=num_steps)
         self.save_every = settings.save_every_epochs * self.steps_per_epoch
-        self.engine = Engine(
-            model, settings, num_classes=num_classes, num_steps=num_steps, device=device
-        )
+        self.engine = Engine(model, settings, num_steps=num_steps, device=device)
         self._shard = shard(self.batch_size, self.engine.rank, self.engine.world_size)
         self._epoch, self._order = -1, torch.empty(0)
         self.progress: Progress[Epoch] = Progress()
