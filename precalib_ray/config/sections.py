@@ -107,9 +107,16 @@ class Scaling(Section):
         return isinstance(self.num_workers, tuple)
 
     @property
+    def world_sizes(self) -> range:
+        """The numbers of workers that there may be."""
+        given = self.num_workers
+        low, high = given if isinstance(given, tuple) else (given, given)
+        return range(low, high + 1)
+
+    @property
     def max_workers(self) -> int:
         """Maximum number of workers."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+        return self.world_sizes[-1]
 
 
 def refuse_secrets(field: str, uri: str | None) -> None:

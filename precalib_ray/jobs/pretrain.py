@@ -59,11 +59,11 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
 
     def check(self) -> None:
         config, shape = self.config, self.config.model.input_shape
-        preflight.check_model(config.model, config)
+        preflight.check_pretraining(config)
         self._statistics = preflight.read_statistics(config.noises.values(), shape)
         for path, noise in config.noises.items():
             preflight.check_noise(noise, shape, self._statistics, path)
-        self._images = preflight.read_probes(config.probes, shape)
+        self._images = preflight.read_probes(config.probes, config.model)
 
     def work(self, record: RunRecord, run: tracking.Run | None) -> Pretrained:
         config = self.config

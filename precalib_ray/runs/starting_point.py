@@ -56,10 +56,12 @@ def check(config: TrainConfig, model: Model, splits: Mapping[str, Split]) -> Non
     if model.num_classes != info.num_classes:
         allowed = f"the data set {config.data.path} has {info.num_classes} classes"
         raise ConfigError([Problem("start: num_classes", model.num_classes, allowed)])
-    preflight.check_model(model, config, "start.model")
     if config.num_unknown and info.shape[0] not in (1, 3):
         allowed = "must be 0: the built-in out-of-distribution images have 1 or 3 channels"
         raise ConfigError([Problem("num_unknown", config.num_unknown, allowed)])
     if len(splits["train"].labels) < config.scaling.max_workers:
         raise DataError(f"{config.data.path}: fewer training images than scaling.num_workers")
     preflight.check_fit(splits["train"], model.input_shape, config.data.path)
+    preflight.check_training(config, model, splits, "start.model")
+    if isinstance(config.start, FromZeroHead):
+        preflight.check_head(model, "start.kind", config.start.kind)

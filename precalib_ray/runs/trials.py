@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from precalib_ray.cluster import placement, session, tuning
-from precalib_ray.config.jobs.search import Downstream, SearchConfig
+from precalib_ray.config.jobs.pretrain import PretrainConfig
+from precalib_ray.config.jobs.search import SearchConfig
 from precalib_ray.core.dataset import Split
-from precalib_ray.core.models import Model
 from precalib_ray.errors import ClusterError, ConfigError, Problem
 from precalib_ray.runs import preflight
 from precalib_ray.runs.console import Display, console, stage
@@ -29,17 +31,20 @@ def check(config: SearchConfig) -> dict[str, Any]:
     """
     corners = config.corners()
     model, probes = corners[0].model, corners[0].probes
-    for corner in {repr((c.model, c.trainable)): c for c in corners}.values():
-        preflight.check_model(corner.model, corner, "recipe.model")
+    alike = defaultdict(list)
+    for corner in corners:
+        alike[repr((corner.model, corner.trainable, corner.compute, corner.loss))].append(corner)
+    for group in alike.values():
+        preflight.check_pretraining(*group, prefix="recipe.")
+    if "zero_head" in config.references and all(corner.head_scale == 1 for corner in corners):
+        preflight.check_head(model, "references", "zero_head")
     noises = {repr(corner.noise): corner.noise for corner in corners}.values()
     statistics = preflight.read_statistics([*noises, *probes.noise.values()], model.input_shape)
     for noise in noises:
         preflight.check_noise(noise, model.input_shape, statistics, "recipe.noise")
-    return {
-        "images": preflight.read_probes(probes, model.input_shape),
-        "statistics": statistics,
-        "splits": _read_splits(config.downstream, model) if config.downstream else None,
-    }
+    images = preflight.read_probes(probes, model)
+    splits = _read_splits(config, corners) if config.downstream else None
+    return {"images": images, "statistics": statistics, "splits": splits}
 
 
 def run(config: SearchConfig, log: TrialLog, shared: Mapping[str, Any], record: RunRecord) -> None:
@@ -90,8 +95,10 @@ def run(config: SearchConfig, log: TrialLog, shared: Mapping[str, Any], record: 
         raise ClusterError(f"{log.num_left} trials did not run; submit the search again")
 
 
-def _read_splits(downstream: Downstream, model: Model) -> dict[str, Split]:
+def _read_splits(config: SearchConfig, corners: Sequence[PretrainConfig]) -> dict[str, Split]:
     """Training and validation split of the data training that recipes are judged by."""
+    downstream, model = config.downstream, corners[0].model
+    assert downstream is not None, "the objective is downstream"
     path = downstream.data.path
     splits = preflight.read_splits(downstream.data, ("train", "val"))
     train, num = splits["train"], downstream.num_samples
@@ -100,4 +107,7 @@ def _read_splits(downstream: Downstream, model: Model) -> dict[str, Split]:
         raise ConfigError([Problem("recipe.model.num_classes", model.num_classes, allowed)])
     preflight.check_fit(train, model.input_shape, path)
     splits["train"] = Split(train.images[:num], train.labels[:num], train.info)
+    for corner in {repr(corner.model): corner for corner in corners}.values():
+        training = replace(config.data_training(corner), scaling=corner.scaling)
+        preflight.check_training(training, corner.model, splits, "recipe.model", "downstream.")
     return splits
