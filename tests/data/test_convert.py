@@ -564,6 +564,7 @@ def test_job(tmp_path, monkeypatch, capsys):
     )
     cli.main([*words, "source.class_names=[cat, dog]", "source.on_bad_row=skip"])
     lines = capsys.readouterr().out.splitlines()
-    assert "skipped: mine.parquet: row group 0, row 6: label 'cow' is none of the 2" in lines[1]
+    skipped = "skipped: mine.parquet: row group 0, row 6: label 'cow' is none of the 2"
+    assert any(line.startswith(skipped) for line in lines)
     assert lines[-1] == "out/train.parquet: 6 images"
     assert read_info(split_path(Path("out"), "train")).class_names == ("cat", "dog")
