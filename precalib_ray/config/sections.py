@@ -119,14 +119,19 @@ class Scaling(Section):
         return self.world_sizes[-1]
 
 
+_WITH_PASSWORD = r"[\w+.-]+://[^@/]*:[^@]*@"
+"""SQLAlchemy lets a password hold slashes."""
+
+
 def refuse_secrets(field: str, uri: str | None) -> None:
     """Raise SettingError if a URI holds credentials."""
     try:
         parts = urlsplit(uri or "")
+        keys = [key.lower() for key, _ in parse_qsl(parts.query)]
     except ValueError as error:
         raise SettingError(field, "(not shown)", f"is not a URI: {error}") from None
-    keys = [key.lower() for key, _ in parse_qsl(parts.query)]
-    if "@" in parts.netloc or any(w in k for k in keys for w in ("password", "secret", "token")):
+    in_front = "@" in parts.netloc or re.match(_WITH_PASSWORD, uri or "")
+    if in_front or any(w in k for k in keys for w in ("password", "secret", "token")):
         allowed = "must hold no user, password or key; libraries read them from their environment"
         raise SettingError(field, "(not shown)", allowed)
 
@@ -142,6 +147,7 @@ class Server(Section):
     )
 
     def __post_init__(self) -> None:
+        refuse_secrets("uri", self.uri)  # before messages show parts of it, and after variables
         super().__post_init__()
         refuse_secrets("uri", self.uri)
 
@@ -190,6 +196,7 @@ class Stored(JobConfig):
     )
 
     def __post_init__(self) -> None:
+        refuse_secrets("storage", self.storage)
         super().__post_init__()
         refuse_secrets("storage", self.storage)
 

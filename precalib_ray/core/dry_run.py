@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from precalib_ray.core.engine import Engine, Optimization
 from precalib_ray.core.head import select_trainable
 from precalib_ray.core.models import Model
-from precalib_ray.core.models.shapes import explain, require_logits
+from precalib_ray.core.models.shapes import explain, needs_values, require_logits
 from precalib_ray.core.probes import modes, predict
 from precalib_ray.errors import SettingError
 
@@ -49,8 +49,8 @@ def dry_run(
 ) -> None:
     """Evaluate and train fresh copies of a network; the global generators keep their state.
 
-    On the device ``meta`` nothing is computed, and autocast is left out. Elsewhere, outputs and
-    loss must be finite. Nothing is compiled.
+    On the device ``meta`` nothing is computed, autocast is left out, and a pass that depends on
+    values is taken to succeed. Elsewhere, outputs and loss must be finite. Nothing is compiled.
 
     Args:
         settings: the network.
@@ -165,11 +165,13 @@ def _evaluate(model: nn.Module, settings: Model, size: int, mode: str, device: s
 
 
 def _inputs(settings: Model, size: int, device: str) -> Tensor:
-    """Standard-normal inputs, (size, *input_shape); without values on the device ``meta``."""
+    """Inputs, (size, *input_shape): uniform in [0, 1), which a model of nonnegative inputs takes,
+    too; without values on the device ``meta``.
+    """
     shape = (size, *settings.input_shape)
     if device == "meta":
         return torch.empty(shape, device=device)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _require_finite(values: Tensor, what: str) -> None:
@@ -189,7 +191,7 @@ def _failure(attempt: Callable[..., None], *args: object) -> str | None:
         with torch.random.fork_rng(devices=[]):
             attempt(*args)
     except Exception as error:  # a model may raise anything
-        return explain(error)
+        return None if needs_values(error) else explain(error)
     return None
 
 

@@ -22,6 +22,9 @@ def expand(text: str) -> str:
     if "\0" in text:
         raise ValueError(text, "must not hold a NUL character")
     text = _VARIABLE.sub(_value, text)
+    again = _VARIABLE.search(text)
+    if again is not None:  # a config is validated more than once
+        raise ValueError(again[0], "must not come from the value of another variable")
     home = _HOME.match(text)
     if home is None:
         return text

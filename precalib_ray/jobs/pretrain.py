@@ -87,13 +87,13 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
     def find_logged(
         self, result: Pretrained, record: RunRecord, run: tracking.KnownRun
     ) -> Pretrained | None:
-        version = find(self.config, record, run)
-        return None if version is None else replace(result, version=version)
+        found = find(self.config, record, run)
+        return replace(result, version=found) if found else None
 
     def log(self, result: Pretrained, record: RunRecord, run: tracking.Run) -> Pretrained:
         for probing in result.outcome.progress.history:
             run.log_metrics(_summarize(probing).metrics, step=probing.step)
-        version = publish(self.config, result.checkpoint, result.outcome, record, run)
+        version = publish(self.config, result.checkpoint, result.outcome, run, key=record.key)
         return replace(result, version=version)
 
     def show(self, result: Pretrained) -> None:
@@ -116,8 +116,7 @@ class Pretrain(lifecycle.Job[PretrainConfig, Pretrained]):
         )
         target = config.duration.until_deviation
         if target and progress.stop_reason != "until_deviation":
-            text = f"duration.until_deviation={target:g} was not reached"
-            console.print(text, style="bold red")
+            console.print(f"duration.until_deviation={target:g} was not reached", style="bold red")
         if outcome.after.deviation > TOLERANCE:
             console.print(
                 f"deviation {outcome.after.deviation:.4f} is above {TOLERANCE:g}: the gate would "

@@ -21,7 +21,9 @@ _VARIABLES = (
     "AZURE_STORAGE_CONNECTION_STRING",
 )
 _URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_S3_ENDPOINT_URL")
-_IN_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s/'\"]+@", re.IGNORECASE)
+_IN_URI = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)([^\s/'\"]+|[^\s/@'\"]*:[^\s@'\"]*)@", re.IGNORECASE
+)
 _IN_QUERY = re.compile(
     r"(?P<key>[?&][\w.-]*(password|secret|token)[\w.-]*=)[^\s&'\"]+", re.IGNORECASE
 )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -58,7 +59,7 @@ def activity(describe: Callable[[], str]) -> Iterator[None]:
         while not ended.wait(_TICK_S):
             silence = time.monotonic() - console.printed
             if silence >= _SILENCE_S and _activities[-1:] == [describe]:
-                console.print(describe())
+                console.print(describe(), markup=False)
 
     speaker = threading.Thread(target=speak, daemon=True)
     _activities.append(describe)
@@ -132,12 +133,12 @@ def stage(text: str) -> Iterator[None]:
 
     with activity(lambda: f"{text}: {seconds():.0f} s so far"):
         if moves():
-            with console.status(f"{text} ..."):
+            with console.status(escape(f"{text} ...")):
                 yield
         else:
-            console.print(f"{text} ...", style="dim")
+            console.print(f"{text} ...", style="dim", markup=False)
             yield
-    console.print(f"{text}: {seconds():.1f} s", style="dim")
+    console.print(f"{text}: {seconds():.1f} s", style="dim", markup=False)
 
 
 def warn(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,10 @@ from precalib_ray.errors import ConfigError, Problem, SettingError
 from precalib_ray.runs.console import warn
 
 _STATISTICS_SAMPLES = 4096
-_MAX_PARAMETERS, _MAX_SAMPLES = 20_000_000, 32
-"""Of a user's model that is run with values, and of the batches that it is run with."""
+_MAX_PARAMETERS, _MAX_INPUT, _MAX_SAMPLES = 20_000_000, 3 * 64 * 64, 32
+"""Of a user's model that is run with values, of a sample, and of the batches that it is run with:
+seconds on a CPU.
+"""
 
 
 def check_pretraining(*configs: PretrainConfig, prefix: str = "") -> None:
@@ -106,8 +109,8 @@ def _check_model(
 ) -> None:
     """Take the passes of a run.
 
-    A user's model is run with values, which its code may depend on, unless it is large or needs a
-    GPU; all others without.
+    A user's model is run with values, which its code may depend on, unless it or its input is large
+    or it needs a GPU; all others without.
 
     Raises:
         ConfigError: the model cannot be built, refuses its input shape or a pass, or a pattern of
@@ -118,8 +121,9 @@ def _check_model(
     except Exception as error:  # a model's code may raise anything
         raise ConfigError([Problem(path, model.architecture, explain(error))]) from None
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
-    small = model.runs_code and num_parameters <= _MAX_PARAMETERS and not config.scaling.use_gpu
-    device, max_size = ("cpu", _MAX_SAMPLES) if small else ("meta", None)
+    small = num_parameters <= _MAX_PARAMETERS and math.prod(model.input_shape) <= _MAX_INPUT
+    computed = model.runs_code and small and not config.scaling.use_gpu
+    device, max_size = ("cpu", _MAX_SAMPLES) if computed else ("meta", None)
     try:
         check_input(model, device=device)
     except ShapeError as error:

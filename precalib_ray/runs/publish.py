@@ -36,9 +36,21 @@ def find(
 
 
 def publish(
-    config: PretrainConfig, directory: Path, outcome: Outcome, record: RunRecord, run: tracking.Run
+    config: PretrainConfig,
+    directory: Path,
+    outcome: Outcome,
+    run: tracking.Run,
+    *,
+    key: str | None = None,
 ) -> publishing.ExistingVersion:
     """Log a finished pretraining to MLflow and register its checkpoint, idempotently.
+
+    Args:
+        config: of the pretraining.
+        directory: its last checkpoint.
+        outcome: its outcome.
+        run: its MLflow run.
+        key: the version's idempotency key; None: the id of the run.
 
     Raises:
         TrackingError: the server is unreachable, or refused.
@@ -65,7 +77,7 @@ def publish(
         data = log_data(run, _data(config))
         tags = _tags(config, outcome, data)
         version = publishing.publish(
-            run, directory, name=name, tags=tags, trust_code=config.model.runs_code, key=record.key
+            run, directory, name=name, tags=tags, trust_code=config.model.runs_code, key=key
         )
         uri = f"models:/{name}/{version}"
         weights = hashlib.sha256((directory / checkpoint.MODEL_FILE).read_bytes())

@@ -64,10 +64,10 @@ def _require_answer(uri: str) -> None:
         return
     default = "http" if settings.get("scheme") == "http" else "https"
     at = urllib.parse.urlsplit(endpoint if "://" in endpoint else f"{default}://{endpoint}")
-    port = at.port or (80 if at.scheme == "http" else 443)
     try:
+        port = at.port or (80 if at.scheme == "http" else 443)
         socket.create_connection((at.hostname, port), timeout=_ANSWER_S).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"no answer at {at.netloc}: {error}") from error
 
 

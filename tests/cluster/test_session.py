@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import http.server
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,19 +19,48 @@ import ray
 
 from precalib_ray.cluster import drain, session
 from precalib_ray.errors import ClusterError
+from tests.e2e.conftest import environment
 from tests.registry.servers import free_port
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    """What is said of an address, whether or not other tests have a session open here."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
     started = time.monotonic()
     with pytest.raises(ClusterError) as error, session.connect():
         pass
     assert time.monotonic() - started < 10
-    assert not ray.is_initialized()
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def not_started(*environments: dict[str, str]) -> list[str]:
+    """What is said where Ray cannot start, by a process that has no session."""
+    code = (
+        "import json, os, sys\n"
+        "import ray\n"
+        "from precalib_ray.cluster import session\n"
+        "from precalib_ray.errors import ClusterError\n"
+        "before = dict(os.environ)\n"
+        "for environment in json.loads(sys.argv[1]):\n"
+        "    os.environ.update(environment)\n"
+        "    try:\n"
+        "        with session.connect():\n"
+        "            print('it has started')\n"
+        "    except ClusterError as error:\n"
+        "        print(error)\n"
+        "    assert not ray.is_initialized()\n"
+        "    os.environ.clear()\n"
+        "    os.environ.update(before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(environments)],
+        env=environment(), capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -38,7 +70,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
      "AUTO"],
 )  # fmt: skip
 def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(monkeypatch, RAY_ADDRESS=address)
+    message = refused(monkeypatch, address)
     assert message.startswith(f"RAY_ADDRESS: {address!r}: must be HOST:PORT of the cluster's head")
     assert ("for ray job submit" in message) == address.startswith("http://")
 
@@ -46,14 +78,14 @@ def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "nosuchhost.invalid"])
 def test_a_head_that_is_not_there(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"{host}:{free_port()}"
-    assert refused(monkeypatch, RAY_ADDRESS=address).startswith(f"no Ray cluster at {address}: ")
+    assert refused(monkeypatch, address).startswith(f"no Ray cluster at {address}: ")
 
 
 def test_a_server_that_takes_the_call_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        message = refused(monkeypatch, RAY_ADDRESS=address)
+        message = refused(monkeypatch, address)
     assert message == f"no Ray cluster at {address}: timed out"
 
 
@@ -68,7 +100,7 @@ def web_server() -> Iterator[str]:
 
 
 def test_the_port_of_another_server(web_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(monkeypatch, RAY_ADDRESS=web_server)
+    message = refused(monkeypatch, web_server)
     assert message == f"no Ray cluster at {web_server}: it is not Ray that answers"
 
 
@@ -80,20 +112,15 @@ def test_a_grpc_server_is_let_through() -> None:
     server.stop(None)
 
 
-@pytest.mark.parametrize("place", ["file", "file/deeper", "x" * 90, "x" * 300])
-def test_a_temporary_folder_that_ray_cannot_use(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.ray
+def test_an_environment_that_ray_cannot_start_in(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    folder = str(tmp_path / place)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    message = refused(monkeypatch, RAY_TMPDIR=folder)
-    assert message.startswith(f"Ray cannot start here (RAY_TMPDIR={folder}): ")
-
-
-def test_an_environment_that_ray_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(monkeypatch, RAY_ADDRESS="local", RAY_RUNTIME_ENV_HOOK="nosuchmodule.hook")
-    assert message == "Ray cannot start here: No module named 'nosuchmodule'"
+    folders = [str(tmp_path / place) for place in ("file", "file/deeper", "x" * 90, "x" * 300)]
+    hook = {"RAY_ADDRESS": "local", "RAY_RUNTIME_ENV_HOOK": "nosuchmodule.hook"}
+    *told, last = not_started(*({"RAY_TMPDIR": folder} for folder in folders), hook)
+    for line, folder in zip(told, folders, strict=True):
+        assert line.startswith(f"Ray cannot start here (RAY_TMPDIR={folder}): ")
+    assert last == "Ray cannot start here: No module named 'nosuchmodule'"
 
 
 def test_a_session_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ class Registry:
         directory = self.folder / "checkpoints" / name
         pretraining.write(directory, outcome)
         run = tracking.Run(uri=self.uri, experiment="e", name=name, tags={})
-        assert publish(config, directory, outcome, run) == f"models:/{name}/1"
+        assert publish(config, directory, outcome, run).uri == f"models:/{name}/1"
         network = checkpoint.load_model(directory).eval()
         inputs = torch.randn(64, *model["input_shape"])
         with torch.no_grad():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import mlflow.cli
 import pytest
 from mlflow.entities import Run as MLflowRun
 
@@ -470,7 +471,7 @@ def test_a_finished_run_whose_server_is_away(
 
 
 def test_a_deleted_experiment_is_restored_with_the_command_that_is_named(
-    config: FakeConfig, monkeypatch: pytest.MonkeyPatch
+    config: FakeConfig,
 ) -> None:
     submit(config)
     run = logged(config)
@@ -479,8 +480,8 @@ def test_a_deleted_experiment_is_restored_with_the_command_that_is_named(
         submit(config)
     named = re.search(r"MLFLOW_TRACKING_URI=(\S+) mlflow (.*?), or", str(error.value))
     assert named is not None
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", named[1])
-    mlflow.cli.cli(shlex.split(named[2]), standalone_mode=False)
+    command = [sys.executable, "-m", "mlflow", *shlex.split(named[2])]
+    subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": named[1]}, check=True)
     assert submit(config) == Doubled(8, "models:/fake/8")
     assert Fake.calls == RETURNED
     assert logged(config).info.run_id == run.info.run_id

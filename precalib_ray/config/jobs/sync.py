@@ -28,6 +28,7 @@ class TrackingChanges(Section):
     )
 
     def __post_init__(self) -> None:
+        refuse_secrets("uri", self.uri)
         super().__post_init__()
         refuse_secrets("uri", self.uri)
 

@@ -47,7 +47,7 @@ def _try_shape(
         with torch.no_grad():
             require_logits(model(torch.zeros(2, *shape, device=device)), (2, num_classes))
     except Exception as error:  # a model may raise anything
-        return explain(error)
+        return None if needs_values(error) else explain(error)
     return None
 
 
@@ -57,6 +57,13 @@ def require_logits(output: object, shape: tuple[int, int]) -> Tensor:
         return output
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     raise ValueError(f"its output is {got}, not (batch, {shape[1]})")
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a pass failed because tensors have no values on the device ``meta``: then it is not
+    known whether it fails elsewhere.
+    """
+    return "meta tensor" in str(error).lower()
 
 
 def explain(error: Exception) -> str:
