@@ -227,6 +227,14 @@ BAD = {
         {"storage": "s3://KEY:SECRET@bucket/runs"}, "storage", "(not shown)",
         "must hold no user, password or key", "",
     ),
+    "a password that looks like a variable": (
+        {"storage": "s3://KEY:pa$ecret@bucket/runs"}, "storage", "(not shown)",
+        "must hold no user, password or key", "",
+    ),
+    "a password with a slash": (
+        {"tracking": {"uri": "postgresql://user:pa/ss@host/db"}}, "tracking.uri", "(not shown)",
+        "must hold no user, password or key", "",
+    ),
     "a password in a query": (
         {"tracking": {"uri": "postgresql://h/d?user=u&password=p"}}, "tracking.uri",
         "(not shown)", "must hold no user, password or key", "",

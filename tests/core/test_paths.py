@@ -14,6 +14,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.setenv("BUCKET", "b")
     monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("NESTED", "/mnt/a$BUCKET")
     monkeypatch.delenv("NOT_SET", raising=False)
 
 
@@ -65,6 +66,7 @@ def test_as_it_stands(text: str) -> None:
         ("$NOT_SET/x", "$NOT_SET", "is not set, or empty"),
         ("s3://k:secret@${NOT_SET}", "${NOT_SET}", "is not set, or empty"),
         ("$EMPTY/x", "$EMPTY", "is not set, or empty"),
+        ("$NESTED/x", "$BUCKET", "must not come from the value of another variable"),
         ("${HOME:-x}", "${HOME:-x}", r"only \$NAME and \${NAME} are expanded"),
         ("${", "${", "only"),
         ("runs-$(date)", "$(", "only"),

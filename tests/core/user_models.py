@@ -245,6 +245,22 @@ class Scattered(Body):
         return torch.zeros(logits.shape).index_add(0, torch.arange(len(x)), logits)
 
 
+class Skips(Body):
+    """LayerDrop: whether a layer is used depends on a value."""
+
+    def forward(self, x):
+        if self.training and torch.rand((), device=x.device) < 0.5:
+            x = x + 1
+        return super().forward(x)
+
+
+class Logarithm(Body):
+    """For inputs that are not negative."""
+
+    def forward(self, x):
+        return super().forward(torch.log(x + 1e-3))
+
+
 class Ghost(Body):
     """BatchNorm over quarters of the batch."""
 

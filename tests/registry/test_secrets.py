@@ -52,6 +52,10 @@ def test_redact_leaves_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     shown = redact("postgresql://bob:secret@host:5432/db of models:/NAME@champion: p@ssword p%40ss")
     assert shown == "postgresql://***@host:5432/db of models:/NAME@champion: *** p%40ss"
     assert redact("https://token@host/a@b") == "https://***@host/a@b"
+    assert redact("postgresql://bob:pa/ss@host/db") == "postgresql://***@host/db"
+    assert redact("s3://bucket/a@b and models:/NAME@champion") == (
+        "s3://bucket/a@b and models:/NAME@champion"
+    )
     shown = redact("postgresql://host/db?user=u&password=s3cret&sslmode=require (away)")
     assert shown == "postgresql://host/db?user=u&password=***&sslmode=require (away)"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@[::1")  # it cannot be parsed

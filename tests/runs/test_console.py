@@ -129,6 +129,17 @@ def test_a_log_is_never_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with activity(lambda: "at [fe80::1] [/x]"), stage("connecting to [fe80::1]:6379 [/x]"):
+        pass
+    with activity(lambda: "at [fe80::1] [/x]"):
+        time.sleep(0.25)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "connecting to [fe80::1]:6379 [/x] ..."
+    assert last == "at [fe80::1] [/x]"
+
+
+@pytest.mark.usefixtures("impatient")
 def test_who_speaks_is_not_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
     with activity(lambda: "still running"):
         for _ in range(15):

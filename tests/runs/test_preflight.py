@@ -217,6 +217,9 @@ def test_what_a_worker_would_refuse(spec, more, problem):
         (user("Distilled"), {"head_scale": 0.0, "trainable": "head"}),
         (user("Branches"), {}),
         (user("Computes"), {}),
+        (user("Skips"), {}),
+        (user("Skips"), {"scaling": {"use_gpu": True}}),  # nothing is computed, so it is not known
+        (user("Logarithm"), {}),
     ],
 )  # fmt: skip
 def test_what_a_worker_would_accept(spec, more):
