@@ -76,7 +76,8 @@ def closed(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     "uri",
-    ["gs3://b/x", "s3://k:s@b/x?endpoint_override=localhost:port", "s3:///x", "file://host/x", "{}/file", "{}/file/deeper", "/proc/no/such",
+    ["gs3://b/x", "s3://k:s@b/x?endpoint_override=localhost:port", "s3:///x", "file://host/x",
+     "{}/file", "{}/file/deeper", "/proc/no/such",
      "{}/" + "x" * 300, "{}/\udcff", closed],
 )  # fmt: skip
 def test_storage_that_cannot_be_used(uri: str | Callable[[Path], str], tmp_path: Path) -> None:
