@@ -90,7 +90,8 @@ def test_an_address_that_is_no_dashboards(address: str) -> None:
     assert refused(address) == f"{address}: must be that of the dashboard, http://HOST:PORT"
 
 
-def test_a_cluster_that_takes_the_call_and_says_nothing() -> None:
+def test_a_cluster_that_takes_the_call_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "_ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert refused(address) == f"{address}: no Ray dashboard answers: timed out"

@@ -22,8 +22,6 @@ from precalib_ray.errors import ConfigError
 from precalib_ray.version import __version__
 from tests.e2e.conftest import REPOSITORY
 
-pytestmark = pytest.mark.unit
-
 DOCUMENTS = {
     name: (REPOSITORY / name).read_text()
     for name in (
@@ -208,6 +206,7 @@ def example(start: str) -> str:
     return found
 
 
+@pytest.mark.e2e
 def test_the_noise_of_the_guide_works_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "stripes.py").write_text(example('"""``stripes`` noise.'))
     run_python(
@@ -233,6 +232,7 @@ def test_the_noise_of_the_guide_works_as_it_is(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.e2e
 def test_the_job_of_the_guide_works_as_it_is(tmp_path: Path) -> None:
     for folder, start in (
         ("config", '"""Settings of the job ``describe``'),
@@ -266,6 +266,7 @@ def test_the_job_of_the_guide_works_as_it_is(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.e2e
 def test_core_runs_as_the_architecture_shows(tmp_path: Path) -> None:
     (script,) = blocks(DOCUMENTS["precalib_ray/README.md"], "python")
     unwanted = "{'ray', 'mlflow', 'pydantic', 'pyarrow', 'matplotlib', 'rich'}"

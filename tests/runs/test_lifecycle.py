@@ -470,6 +470,7 @@ def test_a_finished_run_whose_server_is_away(
     assert submit(offline).value == 8
 
 
+@pytest.mark.server
 def test_a_deleted_experiment_is_restored_with_the_command_that_is_named(
     config: FakeConfig,
 ) -> None:
