@@ -19,7 +19,7 @@ _MAX_LINES = 50
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of an error of another library, for a line of ours; its type if it has none."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return _shortened(" ".join(str(error).split()), limit) or type(error).__name__
 
 
 class PrecalibError(Exception):

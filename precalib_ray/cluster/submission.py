@@ -8,8 +8,6 @@ import logging
 import os
 import shlex
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -150,17 +149,16 @@ def _require_answer(address: str | None, *, given: bool) -> None:
     if address is None:
         return
     if not address.startswith(("http://", "https://")):
+        if address.startswith("ray://") and not given:
+            return  # Ray's client asks there for the dashboard
         if given:  # Ray reads HOST:PORT as something else
             raise ClusterError(f"{address}: must be that of the dashboard, http://HOST:PORT")
         require_answer(address)
         return
-    try:
-        with urllib.request.urlopen(address, timeout=_ANSWER_S):
-            pass
-    except urllib.error.HTTPError:
-        pass  # an answer, too
-    except Exception as error:  # of sockets, ssl, http and of reading the address
-        reason = getattr(error, "reason", error)
+    try:  # as Ray's client does, so that its certificates and proxies count; any status answers
+        requests.get(address, timeout=_ANSWER_S, stream=True).close()
+    except (requests.RequestException, ValueError) as error:
+        reason = one_line(error)
         raise ClusterError(f"{address}: no Ray dashboard answers: {reason}") from None
 
 

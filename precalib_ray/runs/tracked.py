@@ -63,7 +63,7 @@ def find_finished(config: Named, record: RunRecord) -> tracking.KnownRun | None:
     Raises:
         TrackingError: the server does not answer within seconds, or refused.
     """
-    known = tracking.find(_reachable_server(config), record.run_ids)
+    known = tracking.find(_reachable_server(config, writable=False), record.run_ids)
     if known is None:
         return None
     record.select(known.run_id)
@@ -151,10 +151,10 @@ def log_files(run: tracking.Run, config: Named, figure: Figure, name: str) -> by
         return drawn.read_bytes()
 
 
-def _reachable_server(config: Named) -> str:
+def _reachable_server(config: Named, *, writable: bool = True) -> str:
     """The URI of the named server; raises TrackingError if it does not answer within seconds."""
     uri = uris.resolve_uri(config.tracking.uri)
-    server.require_reachable(uri, writable=True, create=True)
+    server.require_reachable(uri, writable=writable, create=True)
     return uri
 
 

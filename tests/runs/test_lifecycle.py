@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -468,6 +470,16 @@ def test_a_finished_run_whose_server_is_away(
     assert recorded(config)["run_id"] == content["run_id"]
     offline = replace(config, tracking=replace(away.tracking, offline=True))
     assert submit(offline).value == 8
+
+
+def test_a_finished_run_whose_database_is_locked(config: FakeConfig) -> None:
+    """To look something up is not to write."""
+    submit(config)
+    file = str(config.tracking.uri).removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert submit(config) == Doubled(8, "models:/fake/8")
+    assert Fake.calls == RETURNED
 
 
 @pytest.mark.server
